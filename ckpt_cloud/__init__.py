@@ -1,0 +1,70 @@
+"""PyTorch Distributed Checkpoint on object stores: concurrent, verified, and atomic.
+
+Names are loaded when they are first used, so that `import ckpt_cloud` does not pay for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cloud.errors import CkptCloudError
+from ckpt_cloud.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from ckpt_cloud.api import async_save, load, save
+    from ckpt_cloud.catalog import CheckpointInfo, latest, list_checkpoints
+    from ckpt_cloud.events import BytesMoved, PhaseEnded, Report
+    from ckpt_cloud.options import CommitOptions, RetryOptions, StoreOptions, TransferOptions
+    from ckpt_cloud.reader import ObjectStoreReader
+    from ckpt_cloud.writer import ObjectStoreWriter
+
+_HOMES = {
+    "BytesMoved": "events",
+    "CheckpointInfo": "catalog",
+    "CommitOptions": "options",
+    "ObjectStoreReader": "reader",
+    "ObjectStoreWriter": "writer",
+    "PhaseEnded": "events",
+    "Report": "events",
+    "RetryOptions": "options",
+    "StoreOptions": "options",
+    "TransferOptions": "options",
+    "async_save": "api",
+    "latest": "catalog",
+    "list_checkpoints": "catalog",
+    "load": "api",
+    "save": "api",
+}
+
+__all__ = [
+    "BytesMoved",
+    "CheckpointInfo",
+    "CkptCloudError",
+    "CommitOptions",
+    "ObjectStoreReader",
+    "ObjectStoreWriter",
+    "PhaseEnded",
+    "Report",
+    "RetryOptions",
+    "StoreOptions",
+    "TransferOptions",
+    "__version__",
+    "async_save",
+    "latest",
+    "list_checkpoints",
+    "load",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,232 @@
+"""`save`, `load` and `async_save`: DCP's own, with the plug-in chosen by URL and errors of ours on every rank."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlanner, SavePlanner
+from torch.distributed.checkpoint.staging import AsyncStager
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse
+from torch.distributed.checkpoint.storage import StorageReader, StorageWriter
+
+from ckpt_cloud.errors import (
+    CheckpointNotFound,
+    CheckpointPerRank,
+    CkptCloudError,
+    CommitStateUnknown,
+    RankFailed,
+    StateMismatch,
+)
+from ckpt_cloud.reader import ObjectStoreReader, Opened
+from ckpt_cloud.writer import ObjectStoreWriter
+
+StateDict = dict[str, Any]
+
+
+def save(
+    state_dict: StateDict,
+    *,
+    checkpoint_id: str | os.PathLike[str] | None = None,
+    storage_writer: StorageWriter | None = None,
+    planner: SavePlanner | None = None,
+    process_group: dist.ProcessGroup | None = None,
+    no_dist: bool = False,
+    use_collectives: bool = True,
+) -> Metadata:
+    """`torch.distributed.checkpoint.save` to an object store.
+
+    Args are DCP's. `checkpoint_id` is the URL; without a `storage_writer` an `ObjectStoreWriter` with its defaults
+    is used.
+
+    Raises:
+        CkptCloudError: on every rank, of the lowest rank that failed. Unless it is `CommitStateUnknown`, nothing was
+            published and what was uploaded has been deleted as far as possible.
+    """
+    writer = storage_writer or ObjectStoreWriter()
+    try:
+        return dcp.save(
+            state_dict,
+            checkpoint_id=checkpoint_id,
+            storage_writer=writer,
+            planner=planner,
+            process_group=process_group,
+            no_dist=no_dist,
+            use_collectives=use_collectives,
+        )
+    except (CheckpointException, CkptCloudError) as failure:
+        raise _after_failed_save(failure, writer) from failure
+
+
+def async_save(
+    state_dict: StateDict,
+    *,
+    checkpoint_id: str | os.PathLike[str] | None = None,
+    storage_writer: StorageWriter | None = None,
+    planner: SavePlanner | None = None,
+    process_group: dist.ProcessGroup | None = None,
+    async_checkpointer_type: AsyncCheckpointerType = AsyncCheckpointerType.THREAD,
+    async_stager: AsyncStager | None = None,
+    no_dist: bool = False,
+    use_collectives: bool = True,
+) -> Future[Metadata] | AsyncSaveResponse:
+    """`torch.distributed.checkpoint.async_save` to an object store.
+
+    Args are DCP's. Give it a process group of its own, with a CPU backend: the background thread runs collectives
+    beside the training's.
+
+    Returns:
+        A future of the metadata, or DCP's `AsyncSaveResponse` for stagers that stage in the background. Its
+        `result()` raises as `save` does.
+    """
+    writer = storage_writer or ObjectStoreWriter()
+    response = dcp.async_save(
+        state_dict,
+        checkpoint_id=checkpoint_id,
+        storage_writer=writer,
+        planner=planner,
+        process_group=process_group,
+        async_checkpointer_type=async_checkpointer_type,
+        async_stager=async_stager,
+        no_dist=no_dist,
+        use_collectives=use_collectives,
+    )
+    if isinstance(response, AsyncSaveResponse):
+        return AsyncSaveResponse(response.staging_completion, _settled(response.upload_completion, writer))
+    return _settled(response, writer)
+
+
+def load(
+    state_dict: StateDict,
+    *,
+    checkpoint_id: str | os.PathLike[str] | None = None,
+    storage_reader: StorageReader | None = None,
+    planner: LoadPlanner | None = None,
+    process_group: dist.ProcessGroup | None = None,
+    no_dist: bool = False,
+) -> None:
+    """`torch.distributed.checkpoint.load` from an object store, in place.
+
+    Args are DCP's. `checkpoint_id` is the URL; without a `storage_reader` an `ObjectStoreReader` with its defaults
+    is used. One rank opens the checkpoint for all.
+
+    Raises:
+        CkptCloudError: on every rank, of the lowest rank that failed. `StateMismatch` lists every key and shape that
+            does not fit.
+    """
+    reader = storage_reader or ObjectStoreReader()
+    planner = planner or DefaultLoadPlanner()
+    if isinstance(reader, ObjectStoreReader):
+        reader.reset(checkpoint_id)
+        checkpoint_id = None
+        _open_for_all(reader, process_group, no_dist=no_dist)
+    try:
+        dcp.load(
+            state_dict,
+            checkpoint_id=checkpoint_id,
+            storage_reader=reader,
+            planner=planner,
+            process_group=process_group,
+            no_dist=no_dist,
+        )
+    except (CheckpointException, CkptCloudError) as failure:
+        raise _mismatch(planner, reader, failure) or _ours(failure) from failure
+
+
+def _open_for_all(reader: ObjectStoreReader, group: dist.ProcessGroup | None, *, no_dist: bool) -> None:
+    """The coordinator opens the checkpoint and sends what it found, or why it could not, to all ranks."""
+    alone = no_dist or not dist.is_available() or not dist.is_initialized()
+    coordinator = 0 if alone or group is None else dist.get_global_rank(group, 0)
+    found: list[Opened | CkptCloudError] = [CheckpointNotFound("nothing was opened")]
+    if alone or dist.get_rank() == coordinator:
+        found = [_try_open(reader)]
+    if not alone:
+        dist.broadcast_object_list(found, src=coordinator, group=group)
+    if isinstance(found[0], Opened):
+        reader.adopt(found[0])
+    elif not isinstance(found[0], CheckpointPerRank):
+        raise found[0]
+
+
+def _try_open(reader: ObjectStoreReader) -> Opened | CkptCloudError:
+    try:
+        return reader.open()
+    except CkptCloudError as error:
+        return error
+
+
+def _settled(upload: Future[Metadata], writer: StorageWriter) -> Future[Metadata]:
+    """`upload` with our errors, and with what a failed save left cleaned up before it is done."""
+    settled: Future[Metadata] = Future()
+    settled.set_running_or_notify_cancel()
+
+    def settle(done: Future[Metadata]) -> None:
+        failure = done.exception()
+        if failure is None:
+            settled.set_result(done.result())
+        elif isinstance(failure, CheckpointException | CkptCloudError):
+            error = _after_failed_save(failure, writer)
+            error.__cause__ = failure
+            settled.set_exception(error)
+        else:
+            settled.set_exception(failure)
+
+    upload.add_done_callback(settle)
+    return settled
+
+
+def _after_failed_save(failure: BaseException, writer: StorageWriter) -> BaseException:
+    """The error to raise. A failure that all ranks know of, with a commit that is known not to be, is cleaned up."""
+    unknown = any(isinstance(error, CommitStateUnknown) for error in _failures(failure))
+    if isinstance(writer, ObjectStoreWriter) and not unknown:
+        writer.discard()
+    return _ours(failure)
+
+
+def _failures(failure: BaseException) -> list[BaseException]:
+    """Errors of all ranks, lowest rank first."""
+    if not isinstance(failure, CheckpointException):
+        return [failure]
+    return [failure.failures[rank][0] for rank in sorted(failure.failures)]
+
+
+def _ours(failure: BaseException) -> BaseException:
+    """The error of ours among those of all ranks; an interrupt stays what it is."""
+    errors = _failures(failure)
+    for kind in (KeyboardInterrupt, SystemExit, CkptCloudError):
+        for error in errors:
+            if isinstance(error, kind):
+                return error
+    first = errors[0]
+    hint = "the cause is the CheckpointException of all ranks, with their tracebacks"
+    return RankFailed(f"{len(errors)} rank(s) failed, first with {type(first).__name__}: {first}", hint=hint)
+
+
+def _mismatch(planner: LoadPlanner, reader: StorageReader, failure: BaseException) -> StateMismatch | None:
+    """What does not fit between the state and the checkpoint, when DCP's planner gave up over it."""
+    state, metadata = getattr(planner, "state_dict", None), getattr(planner, "metadata", None)
+    if any(isinstance(error, CkptCloudError) for error in _failures(failure)) or not state or metadata is None:
+        return None
+    stored = metadata.state_dict_metadata
+    faults = []
+    if not getattr(planner, "allow_partial_load", False):
+        faults += [f"{fqn} is not in the checkpoint" for fqn in state if fqn not in stored]
+    faults += [
+        f"{fqn}: stored shape {tuple(stored[fqn].size)}, state {tuple(value.size())}"
+        for fqn, value in state.items()
+        if isinstance(stored.get(fqn), TensorStorageMetadata)
+        and callable(getattr(value, "size", None))
+        and stored[fqn].size != value.size()
+    ]
+    if not faults:
+        return None
+    more = f" and {len(faults) - 10} more" if len(faults) > 10 else ""
+    url = getattr(reader, "checkpoint_id", None) or ""
+    hint = "load into the state that was saved, or a part of it with DefaultLoadPlanner(allow_partial_load=True)"
+    return StateMismatch(f"state and checkpoint differ: {'; '.join(faults[:10])}{more}", url, hint)

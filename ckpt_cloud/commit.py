@@ -1,0 +1,187 @@
+"""Runs the commit protocol against a store: reads and publishes `COMMIT`, reads and writes the manifest."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import tenacity
+
+from ckpt_cloud import protocol
+from ckpt_cloud.errors import (
+    AlreadyExists,
+    CheckpointDeleted,
+    CheckpointIncomplete,
+    CheckpointNotFound,
+    CheckpointPerRank,
+    CkptCloudError,
+    CorruptManifest,
+    NotFound,
+    PreconditionFailed,
+    StoreUnavailable,
+    Throttled,
+)
+from ckpt_cloud.format import manifest as manifests
+from ckpt_cloud.format import register as registers
+from ckpt_cloud.format.layout import COMMIT_KEY, DATA_PREFIX, NO_ID, RANK_PREFIX, join, manifest_key
+from ckpt_cloud.format.manifest import Manifest
+from ckpt_cloud.format.register import ManifestRef, Register
+from ckpt_cloud.options import CommitOptions
+from ckpt_cloud.protocol import Answer, Committed, Failed, Intent, Put, ReadBack, Seen, Step
+from ckpt_cloud.stores import CREATE, ObjectStore, Replace
+
+_MANIFEST_LIMIT = 1 << 32
+_UNCLEAR = (StoreUnavailable, Throttled)
+
+
+async def read_register(store: ObjectStore, *, under: str = "") -> Seen:
+    """The register of the checkpoint at `store`, or at the path `under` below it; or that there is none.
+
+    Raises:
+        CorruptCommit, Unsupported: it cannot be understood.
+    """
+    key = join(under, COMMIT_KEY)
+    try:
+        data, info = await store.get(key, limit=registers.MAX_BYTES)
+    except NotFound:
+        return Seen(None)
+    return Seen(registers.decode(data, f"{store.url}/{key}"), info.version)
+
+
+async def admit(store: ObjectStore, *, overwrite: bool) -> Seen:
+    """Looks at the URL before a save.
+
+    Raises:
+        CheckpointExists: a committed checkpoint is there and may not be replaced.
+    """
+    seen = await read_register(store)
+    refusal = protocol.admit(seen, overwrite=overwrite, url=store.url)
+    if refusal:
+        raise refusal
+    return seen
+
+
+async def open_manifest(store: ObjectStore) -> tuple[ManifestRef, bytes]:
+    """What `COMMIT` points to, and its bytes.
+
+    Raises:
+        CheckpointNotFound: nothing is there; CheckpointIncomplete: only data; CheckpointDeleted: no longer.
+        CheckpointPerRank: only checkpoints of single ranks.
+        CorruptManifest: the manifest is gone.
+    """
+    register = (await read_register(store)).register
+    if register is None:
+        raise await _nothing_here(store)
+    if register.manifest is None:
+        raise CheckpointDeleted(f"the checkpoint is {register.state}", store.url, "load another one")
+    try:
+        data, _ = await store.get(register.manifest.key, limit=_MANIFEST_LIMIT)
+    except NotFound:
+        where = f"{store.url}/{register.manifest.key}"
+        raise CorruptManifest("the manifest that COMMIT names is gone", where, "load an earlier checkpoint") from None
+    return register.manifest, data
+
+
+async def publish(
+    store: ObjectStore, body: Manifest, *, oldest: str, seen: Seen, overwrite: bool, options: CommitOptions
+) -> Register:
+    """Stores the manifest, then makes the checkpoint visible by one conditional PUT.
+
+    Args:
+        oldest: the oldest id under which data of this save was written.
+        seen: the register as `admit` read it.
+
+    Raises:
+        CheckpointExists, StaleWrite, AttemptAborted: another writer or a collector was first; nothing was published.
+        CommitStateUnknown: no clear answer within `options.deadline_s`; nothing may be deleted.
+    """
+    data = manifests.encode(body)
+    key = manifest_key(body.attempt)
+    await store.put(key, data)
+    fence = seen.register.fence if seen.register else NO_ID
+    register = Register("committed", body.attempt, fence, manifests.reference(key, data))
+    await _Publication(store, Intent(register, oldest, overwrite), options).run(seen)
+    return register
+
+
+@dataclass(frozen=True, slots=True)
+class _Publication:
+    """One run of the protocol."""
+
+    store: ObjectStore
+    intent: Intent
+    options: CommitOptions
+
+    async def run(self, seen: Seen) -> None:
+        """Until the protocol says that it is committed or failed, or time is out."""
+        unknown = protocol.out_of_time(self.intent, self.store.url)
+        give_up = time.monotonic() + self.options.deadline_s
+        pauses = _pauses(self.options)
+        step: Step = protocol.first_step(self.intent, seen, self.store.url)
+        while isinstance(step, Put):
+            step = await self._put_once(step, give_up, unknown)
+            if isinstance(step, Put):
+                pause = next(pauses)
+                if time.monotonic() + pause > give_up:
+                    raise unknown
+                await asyncio.sleep(pause)
+        if isinstance(step, Failed):
+            raise step.error
+
+    async def _put_once(self, put: Put, give_up: float, unknown: CkptCloudError) -> Step:
+        answer = await self._send(put)
+        step: Step = protocol.after_put(answer)
+        if isinstance(step, ReadBack):
+            seen = await self._read_back(give_up, unknown)
+            step = protocol.after_read_back(self.intent, put, answer, seen, self.store.url)
+        return step
+
+    async def _send(self, put: Put) -> Answer:
+        condition = CREATE if put.replaces is None else Replace(put.replaces)
+        try:
+            await self.store.put(COMMIT_KEY, registers.encode(self.intent.register), condition)
+        except (AlreadyExists, PreconditionFailed, NotFound):
+            return Answer.REFUSED
+        except _UNCLEAR:
+            return Answer.UNCLEAR
+        return Answer.APPLIED
+
+    async def _read_back(self, give_up: float, unknown: CkptCloudError) -> Seen:
+        """Reads the register for as long as there is time; without an answer nothing is known.
+
+        Not even a refusal to let us read may be taken for a failed commit.
+        """
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(_UNCLEAR),
+            stop=tenacity.stop_after_delay(max(0.0, give_up - time.monotonic())),
+            wait=tenacity.wait_random_exponential(self.options.pause_s, self.options.max_pause_s),
+            reraise=True,
+        )
+        try:
+            return await retrying(read_register, self.store)
+        except CkptCloudError as error:
+            unknown.add_note(f"reading COMMIT back failed: {error}")
+            raise unknown from None
+
+
+def _pauses(options: CommitOptions) -> Iterator[float]:
+    """Growing pauses with full jitter."""
+    longest = options.pause_s
+    while True:
+        yield random.uniform(0, longest)
+        longest = min(options.max_pause_s, longest * 2)
+
+
+async def _nothing_here(store: ObjectStore) -> CkptCloudError:
+    """Tells a save without a commit, and ranks' own checkpoints, from an empty place."""
+    children = await store.list_children()
+    if DATA_PREFIX.rstrip("/") in children:
+        message = "there is data but no COMMIT: a save that died, or one that is still running"
+        return CheckpointIncomplete(message, store.url, "load an earlier checkpoint, or wait for the save to end")
+    if any(name.startswith(RANK_PREFIX) for name in children):
+        return CheckpointPerRank("each rank has a checkpoint of its own here", store.url, "load with as many ranks")
+    hint = "check the URL; ckpt_cloud.latest(root) finds the newest committed checkpoint under a root"
+    return CheckpointNotFound("no checkpoint is here", store.url, hint)

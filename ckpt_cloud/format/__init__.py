@@ -1,0 +1,1 @@
+"""The format: bytes in, values out. No I/O, no torch."""

@@ -1,0 +1,88 @@
+"""CRC32C (Castagnoli, RFC 3720 appendix B.4) per fixed-size block of an object, so that any range can be verified."""
+
+from __future__ import annotations
+
+import array
+import sys
+from collections.abc import Iterable
+
+import crc32c as _crc32c
+
+Buffer = bytes | bytearray | memoryview
+
+
+def crc32c(data: Buffer, start: int = 0) -> int:
+    """CRC32C of `data`, continuing from `start`, the CRC32C of what came before."""
+    return _crc32c.crc32c(data, start)
+
+
+class BlockSums:
+    """Checksums of a byte stream that arrives in pieces of any size.
+
+    Every block has `block_size` bytes but the last, which may be shorter.
+    """
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        # The three change with every piece.
+        self._sums = array.array("I")
+        self._current = 0
+        self._filled = 0
+
+    def update(self, piece: Buffer) -> None:
+        """Takes in the next bytes of the stream."""
+        view = memoryview(piece)
+        at = 0
+        while at < len(view):
+            take = min(self.block_size - self._filled, len(view) - at)
+            self._current = crc32c(view[at : at + take], self._current)
+            self._filled += take
+            at += take
+            if self._filled == self.block_size:
+                self._close_block()
+
+    def finish(self) -> bytes:
+        """All checksums so far, little-endian, 4 bytes each; closes a last, shorter block."""
+        if self._filled:
+            self._close_block()
+        return pack_sums(self._sums)
+
+    def _close_block(self) -> None:
+        self._sums.append(self._current)
+        self._current = self._filled = 0
+
+
+def pack_sums(sums: Iterable[int]) -> bytes:
+    """Checksums as little-endian 32-bit words."""
+    words = array.array("I", sums)
+    if sys.byteorder == "big":
+        words.byteswap()
+    return words.tobytes()
+
+
+def unpack_sums(data: bytes) -> array.array[int]:
+    """The inverse of `pack_sums`."""
+    words = array.array("I")
+    words.frombytes(data)
+    if sys.byteorder == "big":
+        words.byteswap()
+    return words
+
+
+def sums_length(size_bytes: int, block_size: int) -> int:
+    """Bytes that the packed checksums of an object of `size_bytes` take."""
+    return -(-size_bytes // block_size) * 4
+
+
+def first_bad_block(data: Buffer, first_block: int, sums: array.array[int], block_size: int) -> int | None:
+    """Number of the first block in `data` whose checksum differs, or None when all are right.
+
+    Args:
+        data: whole blocks, the first of them number `first_block`; the object's last may be short.
+        sums: checksums of the whole object.
+    """
+    view = memoryview(data)
+    for number, at in enumerate(range(0, len(view), block_size), first_block):
+        if crc32c(view[at : at + block_size]) != sums[number]:
+            return number
+    return None

@@ -1,0 +1,75 @@
+"""Keys of a checkpoint, relative to its URL, and the time-ordered ids that make data keys unique.
+
+    COMMIT                        the register, the one commit point
+    data/<id>/manifest            written by the coordinator
+    data/<id>/<n>.safetensors     pack objects, under an id that each rank mints for each save
+"""
+
+from __future__ import annotations
+
+import re
+
+from ckpt_cloud.errors import CorruptManifest
+
+COMMIT_KEY = "COMMIT"
+DATA_PREFIX = "data/"
+RANK_PREFIX = "rank-"
+"""Of the paths under which ranks that do not coordinate keep checkpoints of their own."""
+NO_ID = "0" * 32
+"""Sorts before every id: the fence of a register that fences nothing off."""
+
+_ID = re.compile(r"[0-9a-f]{32}")
+_KEY = re.compile(r"data/[0-9a-f]{32}/(manifest|[0-9]{1,9}\.safetensors)")
+
+
+def mint_id(unix_ms: int, random_bytes: bytes) -> str:
+    """A UUIDv7 (RFC 9562, section 5.7) as 32 hexadecimal digits, so that text order is time order.
+
+    Args:
+        unix_ms: milliseconds since 1970.
+        random_bytes: 10 bytes of which 74 bits are used.
+    """
+    bits = int.from_bytes(random_bytes[:10], "big")
+    value = (unix_ms & (1 << 48) - 1) << 80 | 0x7 << 76 | (bits >> 62 & 0xFFF) << 64 | 0b10 << 62 | bits & (1 << 62) - 1
+    return f"{value:032x}"
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` has the form of an id."""
+    return _ID.fullmatch(text) is not None
+
+
+def id_unix_ms(id_: str) -> int:
+    """Milliseconds since 1970 at which an id was minted."""
+    return int(id_[:12], 16)
+
+
+def pack_key(id_: str, number: int) -> str:
+    """Key of the `number`th pack object that the holder of `id_` writes."""
+    return f"{DATA_PREFIX}{id_}/{number}.safetensors"
+
+
+def manifest_key(id_: str) -> str:
+    """Key of the manifest of the save whose coordinator minted `id_`."""
+    return f"{DATA_PREFIX}{id_}/manifest"
+
+
+def rank_path(rank: int) -> str:
+    """Where rank `rank` keeps its own checkpoint, under the common URL."""
+    return f"{RANK_PREFIX}{rank:05d}"
+
+
+def check_key(key: str) -> str:
+    """`key`, if it is one that this format writes; keys from storage are never used unchecked.
+
+    Raises:
+        CorruptManifest: anything else, such as an absolute key, another URL, `..` or an empty name.
+    """
+    if not _KEY.fullmatch(key):
+        raise CorruptManifest(f"the manifest names {key[:200]!r}, which is not a key of this checkpoint")
+    return key
+
+
+def join(prefix: str, key: str) -> str:
+    """`key` under `prefix`, which has no slash at its end and may be empty."""
+    return f"{prefix}/{key}" if prefix else key

@@ -1,0 +1,101 @@
+"""Pack objects: each a valid safetensors file, so that any tool opens it, and a lost manifest loses no tensor.
+
+    8 bytes      length of the header, little-endian
+    header       JSON: name → {dtype, shape, data_offsets}, and `__metadata__`; padded with spaces to 8 bytes
+    data         entries back to back, in the header's order
+
+What safetensors cannot say (a shard's place in its tensor, a dtype that it does not know, a non-tensor item) stands in
+`__metadata__["ckpt_cloud.chunks"]`, as JSON: name → {fqn, shape, offsets, dtype}.
+Format: the README of safetensors 0.8 (header of at most 100 MB, no holes, U8/F32/... names).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from ckpt_cloud.errors import CorruptManifest
+from ckpt_cloud.format.dtypes import SAFETENSORS
+
+HEADER_ALIGNMENT = 8
+MAX_HEADER_BYTES = 100_000_000
+ITEM_DTYPE = "item"
+"""Stands for a non-tensor item: bytes as DCP's planner made them."""
+
+
+class PackEntry(msgspec.Struct, frozen=True):
+    """One stored chunk.
+
+    Attributes:
+        fqn: key in the flattened state dict.
+        dtype: torch's name, or `ITEM_DTYPE`.
+        shape: of the whole tensor.
+        offsets: where the chunk begins in the tensor, one number per dimension.
+        sizes: of the chunk.
+        nbytes: that it takes.
+    """
+
+    fqn: str
+    dtype: str
+    shape: tuple[int, ...]
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    nbytes: int
+
+
+def header(entries: Sequence[PackEntry], attempt: str) -> bytes:
+    """The length and the header of a pack that holds `entries` back to back."""
+    table: dict[str, Any] = {}
+    chunks: dict[str, Any] = {}
+    at = 0
+    for entry in entries:
+        name = _unique(_name(entry), table)
+        dtype = SAFETENSORS.get(entry.dtype)
+        sizes = entry.sizes if dtype else (entry.nbytes,)
+        table[name] = {"dtype": dtype or "U8", "shape": sizes, "data_offsets": (at, at + entry.nbytes)}
+        if dtype is None or name != entry.fqn or entry.sizes != entry.shape:
+            chunks[name] = {"fqn": entry.fqn, "dtype": entry.dtype, "shape": entry.shape}
+            chunks[name] |= {"offsets": entry.offsets, "sizes": entry.sizes}
+        at += entry.nbytes
+    metadata = {"format": "pt", "ckpt_cloud.attempt": attempt}
+    if chunks:
+        metadata["ckpt_cloud.chunks"] = msgspec.json.encode(chunks).decode()
+    text = msgspec.json.encode({"__metadata__": metadata, **table})
+    text += b" " * (-(len(text) + 8) % HEADER_ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def parse_header(data: bytes) -> tuple[int, dict[str, Any]]:
+    """Bytes that length and header take, and the header's JSON.
+
+    Raises:
+        CorruptManifest: not the start of a safetensors file.
+    """
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > min(MAX_HEADER_BYTES, len(data) - 8):
+        raise CorruptManifest("not the start of a safetensors file")
+    try:
+        table = msgspec.json.decode(data[8 : 8 + length], type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CorruptManifest(f"the pack's header does not decode: {error}") from error
+    return 8 + length, table
+
+
+def header_bytes_bound(entry: PackEntry) -> int:
+    """At most this many bytes of header does `entry` take: its name thrice, escaped, and its numbers twice."""
+    return 3 * (6 * len(entry.fqn) + 24 * len(entry.shape)) + 120 + 100 * len(entry.shape)
+
+
+def _name(entry: PackEntry) -> str:
+    if entry.fqn == "__metadata__":
+        return "__metadata__@"
+    whole = entry.sizes == entry.shape
+    return entry.fqn if whole else f"{entry.fqn}@{','.join(map(str, entry.offsets))}"
+
+
+def _unique(name: str, taken: dict[str, Any]) -> str:
+    while name in taken:
+        name += "'"
+    return name

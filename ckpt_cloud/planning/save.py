@@ -1,0 +1,121 @@
+"""Save planning: entries to pack objects, and a pack's bytes to upload parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ckpt_cloud.errors import Unsupported
+from ckpt_cloud.format.dtypes import SIZES
+from ckpt_cloud.format.pack import MAX_HEADER_BYTES, PackEntry, header, header_bytes_bound
+
+MAX_PARTS = 10_000
+"""Of one multipart upload on S3 and GCS."""
+MAX_PART_BYTES = 5 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class PackPlan:
+    """One object to write.
+
+    Attributes:
+        entries: indices into the list that was planned, in the order of their bytes.
+        starts: first byte of each entry in the object.
+        header: the object's first bytes.
+        size: of the whole object, in bytes.
+        part_size: of its upload; `size <= part_size` means a single request.
+    """
+
+    entries: tuple[int, ...]
+    starts: tuple[int, ...]
+    header: bytes
+    size: int
+    part_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Bytes `start` to `end` (exclusive) of entry `entry`; `entry` is -1 for the pack's header."""
+
+    entry: int
+    start: int
+    end: int
+
+
+def plan_packs(entries: Sequence[PackEntry], attempt: str, *, pack_size: int, part_size: int) -> list[PackPlan]:
+    """Spreads `entries` over objects of nearly equal size, at most `pack_size` unless one entry alone is larger.
+
+    Entries keep their order from object to object, so that neighbours in the state dict are neighbours in storage.
+    """
+    return [
+        _pack(entries, group, attempt, part_size=part_size) for group in _groups(entries, pack_size=pack_size) if group
+    ]
+
+
+def part_size_for(size: int, part_size: int) -> int:
+    """`part_size`, doubled until `size` bytes fit into 10,000 parts.
+
+    Raises:
+        Unsupported: not even parts of 5 GiB would do.
+    """
+    while -(-size // part_size) > MAX_PARTS:
+        part_size *= 2
+    if part_size > MAX_PART_BYTES:
+        raise Unsupported(f"a tensor of {size} bytes is more than one object can hold", hint="shard it further")
+    return part_size
+
+
+def parts(plan: PackPlan, nbytes: Sequence[int]) -> Iterator[list[Segment]]:
+    """The segments of each part of `plan`, in order; `nbytes` are the sizes of all planned entries."""
+    part: list[Segment] = []
+    room = plan.part_size
+    for entry, length in _pieces(plan, nbytes):
+        at = 0
+        while at < length:
+            take = min(room, length - at)
+            part.append(Segment(entry, at, at + take))
+            at += take
+            room -= take
+            if room == 0:
+                yield part
+                part, room = [], plan.part_size
+    if part:
+        yield part
+
+
+def _pieces(plan: PackPlan, nbytes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    yield -1, len(plan.header)
+    for entry in plan.entries:
+        yield entry, nbytes[entry]
+
+
+def _groups(entries: Sequence[PackEntry], *, pack_size: int) -> Iterator[list[int]]:
+    """Consecutive runs of about the same number of bytes."""
+    total = sum(entry.nbytes for entry in entries)
+    count = max(1, -(-total // pack_size))
+    target = -(-total // count)
+    group: list[int] = []
+    filled = header_bound = 0
+    for index, entry in enumerate(entries):
+        over_header = header_bound + header_bytes_bound(entry) > MAX_HEADER_BYTES // 2
+        # Closes where the boundary is nearer before this entry than after it.
+        over_size = filled + entry.nbytes // 2 > target or filled + entry.nbytes > pack_size
+        if group and (over_size or over_header):
+            yield group
+            group, filled, header_bound = [], 0, 0
+        group.append(index)
+        filled += entry.nbytes
+        header_bound += header_bytes_bound(entry)
+    yield group
+
+
+def _pack(entries: Sequence[PackEntry], group: list[int], attempt: str, *, part_size: int) -> PackPlan:
+    # Wide elements first, so that every tensor is aligned to its element size, as safetensors' own writer does.
+    order = sorted(group, key=lambda index: -SIZES.get(entries[index].dtype, 1))
+    head = header([entries[index] for index in order], attempt)
+    starts = []
+    at = len(head)
+    for index in order:
+        starts.append(at)
+        at += entries[index].nbytes
+    return PackPlan(tuple(order), tuple(starts), head, at, part_size_for(at, part_size))

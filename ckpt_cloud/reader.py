@@ -1,0 +1,325 @@
+"""DCP's `StorageReader`, translated.
+
+    read_metadata           COMMIT ─► manifest, checked against its digest ─► DCP's metadata
+    prepare_local_plan      notes which save was opened
+    prepare_global_plan     refuses when ranks opened different saves
+    read_data               read items ─► wants ─► ranged reads ─► verified ─► straight into the tensors
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.storage import StorageReader
+from torch.futures import Future
+
+from ckpt_cloud import bridge, commit
+from ckpt_cloud.errors import CheckpointChanged, CheckpointNotFound, CkptCloudError, StateMismatch
+from ckpt_cloud.events import Listener, Recorder, Report
+from ckpt_cloud.format import manifest as manifests
+from ckpt_cloud.format.manifest import ItemEntry, Manifest
+from ckpt_cloud.format.register import ManifestRef
+from ckpt_cloud.metadata import find_chunk, to_dcp
+from ckpt_cloud.options import StoreOptions, TransferOptions
+from ckpt_cloud.planning.load import Want, plan_fetches
+from ckpt_cloud.session import Place, Settings, location_of, rank_location
+from ckpt_cloud.stores import supports
+from ckpt_cloud.tensors import Destination, TensorSink, dtype_of, screen_item
+from ckpt_cloud.transfer.download import download
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A checkpoint as one rank found it, small enough to be sent to the others."""
+
+    reference: ManifestRef
+    data: bytes
+
+
+@dataclass(slots=True)
+class _Load:
+    """One load on this rank: made anew by every `read_metadata`."""
+
+    place: Place
+    manifest: Manifest
+    recorder: Recorder
+
+
+class _Unavailable(Metadata):
+    """Metadata of a checkpoint that could not be opened: raises the reason when it is used.
+
+    DCP replaces an exception of `read_metadata` by an `AssertionError`; this keeps it typed.
+    """
+
+    def __init__(self, error: CkptCloudError) -> None:
+        self.error = error
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in {"state_dict_metadata", "planner_data", "storage_data", "storage_meta"}:
+            raise object.__getattribute__(self, "error")
+        return object.__getattribute__(self, name)
+
+
+class ObjectStoreReader(StorageReader):
+    """Loads checkpoints that `ObjectStoreWriter` saved, into any number of ranks and any sharding.
+
+    Every byte is checked against a checksum that was taken before it was uploaded, and opening a checkpoint runs no
+    code from it.
+
+    Args:
+        url: of the checkpoint. May be left out and given to DCP as `checkpoint_id`.
+        store, transfer: as for `ObjectStoreWriter`.
+        memory_budget: bytes of fetched ranges in this process, 512 MiB by default.
+        cast: convert elements when a tensor of the state has another dtype than the stored one; an error otherwise.
+        trust: open non-tensor items that could run code. Only for checkpoints whose writer you trust.
+        on_event: is called with every `BytesMoved` and `PhaseEnded`, from any thread.
+
+    Raises:
+        InvalidURL, InvalidOption: at once.
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str] | None = None,
+        *,
+        store: StoreOptions | None = None,
+        transfer: TransferOptions | None = None,
+        memory_budget: int | None = None,
+        cast: bool = False,
+        trust: bool = False,
+        on_event: Listener | None = None,
+        **store_options: Any,
+    ) -> None:
+        super().__init__()
+        self._settings = Settings.of(store, transfer, None, memory_budget, store_options)
+        self._cast = cast
+        self._trust = trust
+        self._on_event = on_event
+        # What follows changes: the URL with every reset, the rest with every load.
+        self._url = url
+        self._given: Opened | None = None
+        self._load: _Load | None = None
+        self._error: CkptCloudError | None = None
+        if url is not None:
+            location_of(url)
+
+    def __repr__(self) -> str:
+        return f"<ObjectStoreReader {self.checkpoint_id or 'without a URL'}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_load": None, "_given": None, "_error": None, "_on_event": None}
+
+    @property
+    def checkpoint_id(self) -> str | None:
+        """The URL in normal form, or None."""
+        return None if self._url is None else location_of(self._url).url
+
+    @property
+    def report(self) -> Report:
+        """Figures of this rank's last load."""
+        return self._load.recorder.report if self._load else Report()
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Whether `checkpoint_id` is a URL, or a path, that can be opened."""
+        return supports(checkpoint_id)
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Begins a new load, from `checkpoint_id` if given; all options stay."""
+        if checkpoint_id is not None:
+            self._url = checkpoint_id
+        self._given = self._load = self._error = None
+
+    def open(self) -> Opened:
+        """Finds out what the checkpoint holds; what it returns may be given to other ranks' `adopt`.
+
+        Raises:
+            CheckpointNotFound, CheckpointIncomplete, CheckpointDeleted: nothing to load here.
+            CorruptCommit, CorruptManifest, Unsupported: it cannot be understood.
+            BucketNotFound, PermissionDenied, MissingCredentials, StoreUnavailable, ...: within seconds.
+        """
+        place = Place.at(location_of(self._url), self._settings.store)
+        return Opened(*bridge.run(commit.open_manifest(place.control)))
+
+    def adopt(self, opened: Opened) -> None:
+        """Has the next load use what another rank opened, so that one rank alone asks the store."""
+        self._given = opened
+
+    def read_metadata(self, *args: Any, rank: int | None = None, **kwargs: Any) -> Metadata:
+        """DCP's metadata of the checkpoint.
+
+        DCP calls it once more with `rank` when it failed, for checkpoints that were saved without coordination
+        (`use_collectives=False`). Then any failure, the first one included, is raised when the result is used.
+
+        Raises:
+            As `open`, without `rank`.
+        """
+        if rank is None:
+            try:
+                return self._begin(Place.at(location_of(self._url), self._settings.store))
+            except CkptCloudError as error:
+                self._error = error
+                raise
+        if not isinstance(self._error, CheckpointNotFound):
+            return _Unavailable(self._error or CheckpointNotFound("nothing was opened"))
+        try:
+            return self._begin(Place.at(rank_location(location_of(self._url), rank), self._settings.store))
+        except CkptCloudError as error:
+            return _Unavailable(self._error if isinstance(error, CheckpointNotFound) else error)
+
+    def set_up_storage_reader(
+        self,
+        metadata: Metadata,
+        is_coordinator: bool,
+        *args: Any,
+        rank: int | None = None,
+        use_collectives: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Nothing to do, unless opening failed: then its error is raised here."""
+        if isinstance(metadata, _Unavailable):
+            raise metadata.error
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Notes which save this rank opened."""
+        return dataclasses.replace(plan, storage_data=self._current().manifest.attempt)
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """The plans as they are.
+
+        Raises:
+            CheckpointChanged: ranks opened different saves, since the checkpoint was replaced between their looks.
+        """
+        attempts = {plan.storage_data for plan in plans}
+        if len(attempts) > 1:
+            url = self.checkpoint_id or ""
+            raise CheckpointChanged("the checkpoint was replaced while the ranks opened it", url, "load again")
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Fills the tensors and items of the plan.
+
+        Raises:
+            StateMismatch: a dtype differs (and `cast` is off); nothing was changed.
+            UntrustedItem: an item that could run code (and `trust` is off).
+            ChecksumMismatch, MissingObject, CorruptManifest: what is stored is not what was saved.
+        """
+        load = self._current()
+        with load.recorder.phase("read"):
+            reads = _Reads.of(plan.items, planner, load.manifest)
+            reads.check_dtypes(load.place.location.url, cast=self._cast)
+            fetches = plan_fetches(
+                reads.wants,
+                load.manifest.objects,
+                range_size=self._settings.transfer.range_size,
+                gap_size=self._settings.transfer.gap_size,
+            )
+            load.recorder.report.bytes_needed += reads.total_bytes
+            bridge.run(
+                download(
+                    load.place.data,
+                    TensorSink(reads.destinations),
+                    fetches,
+                    load.manifest.objects,
+                    options=self._settings.transfer,
+                    recorder=load.recorder,
+                )
+            )
+        with load.recorder.phase("apply"):
+            reads.hand_over(planner, trust=self._trust)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def _begin(self, place: Place) -> Metadata:
+        recorder = Recorder(self._on_event)
+        with recorder.phase("open"):
+            given, self._given = self._given, None
+            opened = given or Opened(*bridge.run(commit.open_manifest(place.control)))
+            manifest = manifests.decode(opened.data, opened.reference, f"{place.location.url}/{opened.reference.key}")
+            metadata = to_dcp(manifest)
+        self._load = _Load(place, manifest, recorder)
+        meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta = dataclasses.replace(meta, checkpoint_id=place.location.url, load_id=manifest.attempt)
+        return metadata
+
+    def _current(self) -> _Load:
+        assert self._load is not None, "DCP calls read_metadata first"
+        return self._load
+
+
+@dataclass(frozen=True, slots=True)
+class _Reads:
+    """A rank's read items as wants and destinations; items' bytes are gathered until the planner takes them."""
+
+    wants: list[Want] = field(default_factory=list)
+    destinations: list[Destination] = field(default_factory=list)
+    tensors: list[tuple[ReadItem, torch.Tensor]] = field(default_factory=list)
+    items: list[tuple[ReadItem, bytes | np.ndarray]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, items: list[ReadItem], planner: LoadPlanner, manifest: Manifest) -> _Reads:
+        reads = cls()
+        for item in items:
+            if item.type is LoadItemType.BYTE_IO:
+                reads._add_item(item, manifest.items[item.storage_index.fqn])
+            else:
+                reads._add_tensor(item, planner.resolve_tensor(item), manifest)
+        return reads
+
+    @property
+    def total_bytes(self) -> int:
+        inline = sum(len(value) for _, value in self.items if isinstance(value, bytes))
+        return inline + sum(torch.Size(want.sizes).numel() * want.itemsize for want in self.wants)
+
+    def check_dtypes(self, url: str, *, cast: bool) -> None:
+        """Before anything is changed."""
+        differ = [
+            f"{d.name}: stored {d.dtype}, state {d.target.dtype}"
+            for d in self.destinations
+            if isinstance(d.target, torch.Tensor) and d.target.dtype != d.dtype
+        ]
+        if differ and not cast:
+            more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
+            hint = "give the state the stored dtypes, or convert while loading with ObjectStoreReader(url, cast=True)"
+            raise StateMismatch(f"dtypes differ: {'; '.join(differ[:5])}{more}", url, hint)
+
+    def hand_over(self, planner: LoadPlanner, *, trust: bool) -> None:
+        """Gives everything to the planner, after all items were screened."""
+        values = [(item, value if isinstance(value, bytes) else value.tobytes()) for item, value in self.items]
+        if not trust:
+            for item, value in values:
+                screen_item(item.storage_index.fqn, value)
+        for item, tensor in self.tensors:
+            planner.commit_tensor(item, tensor)
+        for item, value in values:
+            planner.load_bytes(item, io.BytesIO(value))
+
+    def _add_item(self, item: ReadItem, entry: ItemEntry) -> None:
+        if entry.inline is not None:
+            self.items.append((item, entry.inline))
+            return
+        target = np.empty(entry.nbytes, dtype=np.uint8)
+        self.items.append((item, target))
+        self.wants.append(Want(entry.object, entry.start, 1, (entry.nbytes,), (0,), (entry.nbytes,)))
+        self.destinations.append(Destination(item.storage_index.fqn, target, torch.uint8))
+
+    def _add_tensor(self, item: ReadItem, target: torch.Tensor, manifest: Manifest) -> None:
+        entry = manifest.tensors[item.storage_index.fqn]
+        chunk = find_chunk(entry, item.storage_index)
+        dtype = dtype_of(entry.dtype)
+        target = target.detach()
+        self.tensors.append((item, target))
+        offsets, sizes = tuple(item.storage_offsets), tuple(item.lengths)
+        if tuple(target.shape) != sizes:
+            raise StateMismatch(f"{item.dest_index.fqn!r} has shape {tuple(target.shape)}, the read has {sizes}")
+        self.wants.append(Want(chunk.object, chunk.start, dtype.itemsize, chunk.sizes, offsets, sizes))
+        self.destinations.append(Destination(item.dest_index.fqn, target, dtype))

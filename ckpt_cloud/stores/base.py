@@ -1,0 +1,111 @@
+"""What ckpt_cloud asks of an object store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """Write only over exactly this version."""
+
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Create:
+    """Write only where nothing is."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Any:
+    """Write whatever is there."""
+
+
+CREATE: Final = _Create()
+ANY: Final = _Any()
+Condition = _Create | _Any | Replace
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One object.
+
+    Attributes:
+        key: relative to the store's root.
+        size: in bytes.
+        version: the store's name for this version (an ETag or a generation), for `Replace` and pinned reads.
+        modified_unix_s: seconds since 1970 by the store's clock.
+    """
+
+    key: str
+    size: int
+    version: str | None
+    modified_unix_s: float
+
+
+class ObjectStore(Protocol):
+    """Objects under one URL; keys are relative to it.
+
+    Every method may raise `StoreUnavailable`, `Throttled`, `PermissionDenied`, `BucketNotFound`, `WrongRegion` or
+    `RequestRefused`, each naming the object and the operation. Reads and unconditional writes are retried inside
+    for as long as `RetryOptions` say; conditional writes never are, so that their answer is the store's own.
+    """
+
+    url: str
+    """Of the root, without secrets."""
+
+    async def put(self, key: str, data: Buffer, condition: Condition = ANY) -> str | None:
+        """Stores `data` in one request and returns the version where the store names it.
+
+        Raises:
+            AlreadyExists: `CREATE`, and an object is there.
+            PreconditionFailed: `Replace`, and another version or nothing is there.
+            Unsupported: the store cannot keep the condition.
+        """
+        ...
+
+    async def put_multipart(
+        self, key: str, buffers: AsyncIterable[Buffer], *, part_size: int, concurrency: int
+    ) -> str | None:
+        """Stores `buffers`, whatever their sizes, as parts of `part_size`, `concurrency` at a time.
+
+        Buffers are sent without a copy and let go as soon as their part is stored. A failure aborts the upload:
+        nothing becomes visible.
+        """
+        ...
+
+    async def get(self, key: str, *, limit: int) -> tuple[bytes, ObjectInfo]:
+        """The whole object, of at most `limit` bytes.
+
+        Raises:
+            NotFound: no such object.
+            RequestRefused: it is larger than `limit`.
+        """
+        ...
+
+    async def get_range(self, key: str, start: int, end: int, version: str | None = None) -> memoryview:
+        """The object's bytes from `start` to `end` (exclusive), of exactly `version` if given.
+
+        Raises:
+            NotFound: no such object.
+            PreconditionFailed: the object is another version.
+            StoreUnavailable: fewer or more bytes came than asked for.
+        """
+        ...
+
+    def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
+        """All objects whose keys begin with the whole path segments of `prefix`, in any order."""
+        ...
+
+    async def list_children(self, prefix: str = "") -> list[str]:
+        """Names right under `prefix` that have objects below them, sorted."""
+        ...
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Deletes objects; those that are not there are not missed."""
+        ...

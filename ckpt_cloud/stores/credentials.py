@@ -1,0 +1,101 @@
+"""Where S3's credentials, region and endpoint come from: keyword arguments, then what boto3 would use."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import boto3
+import botocore.config
+import botocore.exceptions
+
+from ckpt_cloud.errors import FixRequest, MissingCredentials
+from ckpt_cloud.options import StoreOptions
+
+_HINT = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or log in (aws sso login), or give the process "
+    "a role; pass anonymous=True for a public bucket"
+)
+_REFRESH_EVERY = timedelta(minutes=5)
+
+
+class CredentialProvider:
+    """Asks boto3's chain for credentials now and again, so that short-lived ones stay fresh in a long save."""
+
+    def __init__(self, credentials: Any) -> None:
+        self._credentials = credentials
+
+    def __call__(self) -> dict[str, Any]:
+        frozen = self._credentials.get_frozen_credentials()
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": datetime.now(UTC) + _REFRESH_EVERY,
+        }
+
+
+def session(options: StoreOptions, url: str) -> boto3.session.Session:
+    """boto3's session for `options`.
+
+    Raises:
+        FixRequest: the profile does not exist or the shared config cannot be read.
+    """
+    try:
+        return boto3.session.Session(
+            aws_access_key_id=options.access_key_id,
+            aws_secret_access_key=options.secret_access_key,
+            aws_session_token=options.session_token,
+            region_name=options.region,
+            profile_name=options.profile,
+        )
+    except botocore.exceptions.BotoCoreError as error:
+        raise FixRequest(f"the AWS configuration cannot be used: {error}", url, "check AWS_PROFILE") from None
+
+
+def credential_provider(chain: boto3.session.Session, options: StoreOptions, url: str) -> CredentialProvider:
+    """Credentials of `chain` for obstore.
+
+    Raises:
+        MissingCredentials: none anywhere.
+    """
+    try:
+        credentials = chain.get_credentials()
+    except botocore.exceptions.BotoCoreError as error:
+        raise MissingCredentials(f"no usable AWS credentials: {error}", url, _HINT) from None
+    if credentials is None:
+        hint = _HINT
+        if options.secrets_dropped:
+            hint = f"keys passed as arguments are not pickled into another process; {_HINT}"
+        raise MissingCredentials("no AWS credentials were found", url, hint)
+    return CredentialProvider(credentials)
+
+
+def endpoint_url(chain: boto3.session.Session, options: StoreOptions) -> str | None:
+    """The endpoint that boto3 would use where one is configured, or None for AWS itself."""
+    if options.endpoint_url:
+        return options.endpoint_url
+    if os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
+        return None
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if os.environ.get(name):
+            return os.environ[name]
+    configured = chain._session.get_scoped_config().get("endpoint_url")
+    return str(configured) if configured else None
+
+
+def ca_bundle(options: StoreOptions) -> bytes | None:
+    """PEM bytes of further certificate authorities.
+
+    Raises:
+        FixRequest: the file cannot be read.
+    """
+    path = options.ca_bundle or os.environ.get("AWS_CA_BUNDLE")
+    if not path:
+        return None
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise FixRequest(f"the CA bundle {path} cannot be read: {error.strerror}", hint="set ca_bundle") from None

@@ -1,0 +1,119 @@
+"""obstore's errors to ours, in one table.
+
+obstore carries the HTTP status and S3's error code only inside its message, so the two are read from there: the code
+from the `<Code>` element of the store's XML answer, the status from the debug form of the Rust error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from obstore import exceptions as foreign
+
+from ckpt_cloud.errors import (
+    AlreadyExists,
+    BucketNotFound,
+    CkptCloudError,
+    FixRequest,
+    InvalidURL,
+    MissingCredentials,
+    NotFound,
+    PermissionDenied,
+    PreconditionFailed,
+    RequestRefused,
+    StoreUnavailable,
+    Throttled,
+    Unsupported,
+    WrongRegion,
+    redacted,
+)
+
+_CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>")
+_DEBUG = "\n\nDebug source"
+_STATUS = re.compile(r"status(?:: | code: )(\d{3})")
+
+_BUCKET_HINT = "create the bucket first, or correct its name; ckpt_cloud never creates one"
+_PERMISSION_HINT = (
+    "check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, role) and that they allow s3:GetObject, s3:PutObject and "
+    "s3:ListBucket here; without s3:ListBucket S3 answers 403 for a key that does not exist"
+)
+_REGION_HINT = "set AWS_REGION or region= to the bucket's region"
+
+BY_CODE: dict[str, tuple[type[CkptCloudError], str, str]] = {
+    "NoSuchBucket": (BucketNotFound, "the bucket does not exist", _BUCKET_HINT),
+    "InvalidBucketName": (InvalidURL, "the store does not accept this bucket name", "correct the URL"),
+    "AccessDenied": (PermissionDenied, "access denied", _PERMISSION_HINT),
+    "AllAccessDisabled": (PermissionDenied, "access denied", _PERMISSION_HINT),
+    "InvalidAccessKeyId": (PermissionDenied, "the store does not know this access key", _PERMISSION_HINT),
+    "SignatureDoesNotMatch": (PermissionDenied, "the secret key is wrong", _PERMISSION_HINT),
+    "ExpiredToken": (PermissionDenied, "the credentials have expired", "renew them (for SSO: aws sso login)"),
+    "InvalidToken": (PermissionDenied, "the session token is not valid", "renew the credentials"),
+    "RequestTimeTooSkewed": (PermissionDenied, "this machine's clock is too far off", "set the clock (NTP)"),
+    "PermanentRedirect": (WrongRegion, "the bucket is in another region", _REGION_HINT),
+    "AuthorizationHeaderMalformed": (WrongRegion, "the request was signed for another region", _REGION_HINT),
+    "IllegalLocationConstraintException": (WrongRegion, "the bucket is in another region", _REGION_HINT),
+    "SlowDown": (Throttled, "the store asks for fewer requests", "lower max_requests, or spread the prefixes"),
+    "ServiceUnavailable": (StoreUnavailable, "the store is unavailable", "try again"),
+    "RequestTimeout": (StoreUnavailable, "the store waited too long for the request", "try again"),
+    "ConditionalRequestConflict": (StoreUnavailable, "a concurrent write was in progress", "try again"),
+    "OperationAborted": (StoreUnavailable, "a concurrent write was in progress", "try again"),
+    "NotImplemented": (Unsupported, "the store does not implement this request", ""),
+}
+
+_BY_TYPE: tuple[tuple[type[BaseException], type[CkptCloudError], str, str], ...] = (
+    (foreign.AlreadyExistsError, AlreadyExists, "an object is already there", ""),
+    (foreign.PreconditionError, PreconditionFailed, "the object is another version", ""),
+    (foreign.NotModifiedError, PreconditionFailed, "the object is the same version", ""),
+    (foreign.PermissionDeniedError, PermissionDenied, "permission denied", _PERMISSION_HINT),
+    (foreign.UnauthenticatedError, PermissionDenied, "the store does not accept the credentials", _PERMISSION_HINT),
+    (foreign.InvalidPathError, InvalidURL, "not a valid object path", "correct the URL"),
+    (foreign.NotSupportedError, Unsupported, "the store does not support this operation", ""),
+    (foreign.UnknownConfigurationKeyError, FixRequest, "unknown store configuration", ""),
+    (NotImplementedError, Unsupported, "the store does not support this operation", ""),
+    (FileNotFoundError, NotFound, "no such object", ""),
+    (PermissionError, PermissionDenied, "permission denied by the file system", "check the directory's owner and mode"),
+)
+
+
+@contextmanager
+def translated(operation: str, url: str) -> Iterator[None]:
+    """Raises our error for whatever obstore raises inside, naming `operation` and `url`."""
+    try:
+        yield
+    except CkptCloudError:
+        raise
+    except (foreign.BaseError, OSError, NotImplementedError) as error:
+        ours = translate(error, operation, url)
+        # The store's own words, without the queries of URLs; the cause itself may hold what must not be pickled.
+        ours.add_note(f"the store said: {redacted(str(error).partition(_DEBUG)[0].strip())[:500]}")
+        raise ours from None
+
+
+def translate(error: BaseException, operation: str, url: str) -> CkptCloudError:
+    """Our error for one of obstore's; the store's error code decides, then the type, then the HTTP status."""
+    text = str(error)
+    code = _CODE.search(text)
+    if code and code[1] in BY_CODE and not isinstance(error, foreign.AlreadyExistsError | foreign.PreconditionError):
+        kind, message, hint = BY_CODE[code[1]]
+        return kind(f"{operation}: {message} ({code[1]})", url, hint)
+    for theirs, kind, message, hint in _BY_TYPE:
+        if isinstance(error, theirs):
+            return kind(f"{operation}: {message}", url, hint)
+    return _by_status(text, code[1] if code else "", operation, url)
+
+
+def _by_status(text: str, code: str, operation: str, url: str) -> CkptCloudError:
+    found = _STATUS.search(text)
+    status = int(found[1]) if found else 0
+    if status == 429 or code == "SlowDown":
+        return Throttled(f"{operation}: the store asks for fewer requests", url)
+    if status in (301, 307):
+        return WrongRegion(f"{operation}: the store redirects to another region", url, _REGION_HINT)
+    if 400 <= status < 500 and status not in (408, 409):
+        return RequestRefused(f"{operation}: the store answered {status} {code}".rstrip(), url)
+    if "credential" in text and status == 0:
+        return MissingCredentials(f"{operation}: no usable credentials", url, _PERMISSION_HINT)
+    said = f"the store answered {status} {code}".rstrip() if status else "no answer (refused, reset or timed out)"
+    return StoreUnavailable(f"{operation}: {said}", url, "check the endpoint and the network, then try again")

@@ -1,0 +1,64 @@
+"""Local directories, with what obstore's local store lacks: replacing one exact version, and durability."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections.abc import AsyncIterable
+from pathlib import Path
+
+import obstore
+
+from ckpt_cloud.errors import PreconditionFailed
+from ckpt_cloud.format.layout import join
+from ckpt_cloud.stores.base import ANY, Buffer, Condition, Replace
+from ckpt_cloud.stores.native import NativeStore
+
+
+class LocalStore(NativeStore):
+    """Files under a directory; what is acknowledged has been synced to the disk."""
+
+    def __init__(self, data: object, root: Path, url: str) -> None:
+        super().__init__(data, data, str(root).lstrip("/"), url)
+        self._root = root
+
+    async def put(self, key: str, data: Buffer, condition: Condition = ANY) -> str | None:
+        if isinstance(condition, Replace):
+            version = await asyncio.to_thread(self._replace, key, data, condition.version)
+        else:
+            version = await super().put(key, data, condition)
+        await asyncio.to_thread(_sync, self._root / key, self._root)
+        return version
+
+    async def put_multipart(
+        self, key: str, buffers: AsyncIterable[Buffer], *, part_size: int, concurrency: int
+    ) -> str | None:
+        version = await super().put_multipart(key, buffers, part_size=part_size, concurrency=concurrency)
+        await asyncio.to_thread(_sync, self._root / key, self._root)
+        return version
+
+    def _replace(self, key: str, data: Buffer, version: str) -> str | None:
+        """Compares and replaces under a lock that every writer of this library on this file system takes."""
+        path = join(self._prefix, key)
+        with self._translated("put", key), (self._root / f".{key}.lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                now = obstore.head(self._data, path)["e_tag"]
+            except FileNotFoundError:
+                now = None
+            if now != version:
+                raise PreconditionFailed("put: the object is another version", self._at(key))
+            return obstore.put(self._data, path, data, mode="overwrite", use_multipart=False)["e_tag"]
+
+
+def _sync(path: Path, root: Path) -> None:
+    """Syncs a file and the directories that name it, up to `root`."""
+    for target in (path, *path.parents):
+        handle = os.open(target, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        if target == root:
+            return

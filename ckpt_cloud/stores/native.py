@@ -1,0 +1,119 @@
+"""The native engine: obstore (Rust `object_store`) behind our protocol."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from typing import Any
+
+import obstore
+
+from ckpt_cloud.errors import RequestRefused, StoreUnavailable
+from ckpt_cloud.format.layout import join
+from ckpt_cloud.stores.base import ANY, CREATE, Buffer, Condition, ObjectInfo, Replace
+from ckpt_cloud.stores.foreign_errors import translated
+
+
+class NativeStore:
+    """Objects under `prefix` of an obstore store.
+
+    Args:
+        data: retries inside, for all that may be sent twice.
+        control: the same store without retries, for conditional writes.
+        prefix: path under the bucket, without slashes at its ends.
+        url: of the prefix, for messages.
+    """
+
+    def __init__(self, data: Any, control: Any, prefix: str, url: str) -> None:
+        self.url = url
+        self._data = data
+        self._control = control
+        self._prefix = prefix
+
+    def __repr__(self) -> str:
+        return f"<NativeStore {self.url}>"
+
+    async def put(self, key: str, data: Buffer, condition: Condition = ANY) -> str | None:
+        store = self._data if condition is ANY else self._control
+        with self._translated("put", key):
+            result = await obstore.put_async(
+                store, join(self._prefix, key), data, mode=_mode(condition), use_multipart=False
+            )
+        return result["e_tag"]
+
+    async def put_multipart(
+        self, key: str, buffers: AsyncIterable[Buffer], *, part_size: int, concurrency: int
+    ) -> str | None:
+        with self._translated("upload", key):
+            result = await obstore.put_async(
+                self._data, join(self._prefix, key), buffers, chunk_size=part_size, max_concurrency=concurrency
+            )
+        return result["e_tag"]
+
+    async def get(self, key: str, *, limit: int) -> tuple[bytes, ObjectInfo]:
+        with self._translated("get", key):
+            result = await obstore.get_async(self._data, join(self._prefix, key))
+            if result.meta["size"] > limit:
+                raise RequestRefused(f"the object has {result.meta['size']} bytes, more than {limit}", self._at(key))
+            data = await result.bytes_async()
+        return bytes(data), _info(key, result.meta)
+
+    async def get_range(self, key: str, start: int, end: int, version: str | None = None) -> memoryview:
+        options: dict[str, Any] = {"range": (start, end)}
+        if version is not None:
+            options["if_match"] = version
+        with self._translated("read", key):
+            result = await obstore.get_async(self._data, join(self._prefix, key), options=options)
+            data = memoryview(await result.bytes_async())
+        if len(data) != end - start:
+            raise StoreUnavailable(f"read: {len(data)} bytes came instead of {end - start}", self._at(key), "try again")
+        return data
+
+    async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
+        root = join(self._prefix, prefix) if prefix else self._prefix
+        with self._translated("list", prefix):
+            async for batch in obstore.list(self._data, root or None):
+                for meta in batch:
+                    yield _info(meta["path"].removeprefix(f"{self._prefix}/" if self._prefix else ""), meta)
+
+    async def list_children(self, prefix: str = "") -> list[str]:
+        root = join(self._prefix, prefix) if prefix else self._prefix
+        with self._translated("list", prefix):
+            try:
+                found = await obstore.list_with_delimiter_async(self._data, root or None)
+            except FileNotFoundError:
+                return []
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        if keys:
+            with self._translated("delete", keys[0]):
+                try:
+                    await obstore.delete_async(self._data, [join(self._prefix, key) for key in keys])
+                except FileNotFoundError:
+                    await self._delete_one_by_one(keys)
+
+    async def _delete_one_by_one(self, keys: Sequence[str]) -> None:
+        # Local files stop at the first that is missing, unlike S3.
+        for key in keys:
+            try:
+                await obstore.delete_async(self._data, join(self._prefix, key))
+            except FileNotFoundError:
+                continue
+
+    def _at(self, key: str) -> str:
+        return f"{self.url}/{key}" if key else self.url
+
+    def _translated(self, operation: str, key: str) -> Any:
+        return translated(operation, self._at(key))
+
+
+def _mode(condition: Condition) -> Any:
+    if condition is CREATE:
+        return "create"
+    return {"e_tag": condition.version} if isinstance(condition, Replace) else "overwrite"
+
+
+def _info(key: str, meta: Any) -> ObjectInfo:
+    return ObjectInfo(key, meta["size"], meta["e_tag"], meta["last_modified"].timestamp())
+
+

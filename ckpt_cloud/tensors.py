@@ -1,0 +1,220 @@
+"""torch and bytes: element types, views of tensors' memory, and where fetched bytes land. The first room with torch."""
+
+from __future__ import annotations
+
+import io
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ckpt_cloud.errors import PlanMismatch, UnsupportedTensor, UntrustedItem
+from ckpt_cloud.format.dtypes import SIZES
+from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
+from ckpt_cloud.planning.load import Placement
+from ckpt_cloud.planning.slices import Ints, flat_boxes
+
+_CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integer types that stand in for all others when bits are copied, so that no NaN and no exotic type is touched."""
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch's name of an element type without the `torch.`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The element type of that name.
+
+    Raises:
+        UnsupportedTensor: this torch has no such type.
+    """
+    found = getattr(torch, name, None) if name in SIZES else None
+    if not isinstance(found, torch.dtype):
+        raise UnsupportedTensor(f"the checkpoint has elements of type {name[:40]!r}, which this torch does not know")
+    return found
+
+
+def check_storable(fqn: str, dtype: torch.dtype, layout: torch.layout) -> None:
+    """Refuses a tensor whose values are not plain bytes.
+
+    Raises:
+        UnsupportedTensor: sparse, nested or quantized.
+    """
+    if layout is not torch.strided:
+        hint = "save its indices and values as separate tensors, or call .to_dense() first"
+        raise UnsupportedTensor(f"{fqn!r} has layout {layout}; only dense tensors can be saved", hint=hint)
+    if dtype_name(dtype) not in SIZES:
+        hint = "save .int_repr() with scale and zero point as separate entries, or .dequantize() first"
+        raise UnsupportedTensor(f"{fqn!r} has elements of type {dtype}, which have no plain bytes", hint=hint)
+
+
+def byte_view(tensor: torch.Tensor) -> memoryview | None:
+    """The memory of a contiguous CPU tensor, without a copy; None for any other."""
+    if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
+        return None
+    size = tensor.element_size()
+    flat = torch.empty(0, dtype=torch.uint8)
+    flat.set_(tensor.untyped_storage(), tensor.storage_offset() * size, (tensor.numel() * size,))
+    return memoryview(flat.numpy()).cast("B") if flat.numel() else memoryview(b"")
+
+
+def carrier(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as integers of the same width; a 16-byte element becomes a last dimension of two."""
+    if tensor.element_size() == 16:
+        return torch.view_as_real(tensor)
+    return tensor.view(_CARRIERS[tensor.element_size()])
+
+
+class TensorSource:
+    """Bytes of what a save plan names, resolved through the planner when their turn comes.
+
+    Args:
+        entries: of the packs.
+        resolve: gives the tensor, or the `BytesIO`, of an entry; called once for each, by one thread at a time, since
+            planners are not made for more.
+    """
+
+    def __init__(self, entries: Sequence[PackEntry], resolve: Callable[[int], torch.Tensor | io.BytesIO]) -> None:
+        self._entries = entries
+        self._resolve = resolve
+        self._lock = threading.Lock()
+        # What was resolved and is not yet handed over in full.
+        self._held: dict[int, torch.Tensor | memoryview] = {}
+
+    def view(self, entry: int) -> memoryview | None:
+        """The entry's own memory, or None if it must be copied."""
+        held = self._get(entry)
+        return held if isinstance(held, memoryview) else byte_view(held)
+
+    def copy(self, entry: int, start: int, end: int, into: memoryview) -> None:
+        """Copies bytes `start` to `end` of a tensor that is not contiguous or not on the CPU."""
+        held = self._get(entry)
+        assert isinstance(held, torch.Tensor)
+        source = carrier(held)
+        width = source.element_size()
+        target = torch.from_numpy(np.frombuffer(into, dtype=np.uint8)).view(source.dtype)
+        at = 0
+        for offsets, sizes in flat_boxes(tuple(source.shape), start // width, end // width):
+            count = math.prod(sizes)
+            target[at : at + count].view(sizes).copy_(_box(source, offsets, sizes))
+            at += count
+
+    def release(self, entry: int) -> None:
+        """Forgets what was resolved for the entry."""
+        self._held.pop(entry, None)
+
+    def _get(self, entry: int) -> torch.Tensor | memoryview:
+        with self._lock:
+            if entry not in self._held:
+                self._held[entry] = self._checked(entry, self._resolve(entry))
+            return self._held[entry]
+
+    def _checked(self, entry: int, value: torch.Tensor | io.BytesIO) -> torch.Tensor | memoryview:
+        plan = self._entries[entry]
+        if plan.dtype == ITEM_DTYPE:
+            assert isinstance(value, io.BytesIO)
+            return value.getbuffer()
+        assert isinstance(value, torch.Tensor)
+        tensor = value.detach().resolve_conj().resolve_neg()
+        check_storable(plan.fqn, tensor.dtype, tensor.layout)
+        if tensor.is_meta:
+            raise UnsupportedTensor(f"{plan.fqn!r} is on the meta device and has no data", hint="materialize it first")
+        got = (dtype_name(tensor.dtype), tuple(tensor.shape))
+        if got != (plan.dtype, plan.sizes):
+            hint = "a planner that converts data must change tensor_data in its plan as well"
+            message = f"{plan.fqn!r} was planned as {plan.dtype} {plan.sizes} and resolved to {got[0]} {got[1]}"
+            raise PlanMismatch(message, hint=hint)
+        return tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a want goes: a tensor, or a numpy byte array for an item.
+
+    Attributes:
+        name: for messages.
+        target: of the want's sizes.
+        dtype: of the stored elements.
+    """
+
+    name: str
+    target: torch.Tensor | np.ndarray
+    dtype: torch.dtype
+
+
+class TensorSink:
+    """Puts fetched boxes where they belong."""
+
+    def __init__(self, destinations: Sequence[Destination]) -> None:
+        self._destinations = destinations
+
+    def describe(self, placement: Placement) -> str:
+        """Name of what the placement is part of."""
+        return self._destinations[placement.want].name
+
+    def place(self, placement: Placement, data: memoryview) -> None:
+        """Copies the placement's box out of `data` without looking at what the bits mean."""
+        destination = self._destinations[placement.want]
+        source = _strided(data, placement, destination.dtype)
+        target = destination.target
+        if isinstance(target, np.ndarray):
+            np.copyto(_array_box(target, placement), source)
+            return
+        box = _box(target.detach(), placement.offsets, placement.sizes)
+        if target.dtype == destination.dtype and target.device.type == "cpu" and not _is_lazy(target):
+            np.copyto(carrier(box).numpy(), source)
+        else:
+            whole = torch.from_numpy(np.array(source, order="C"))
+            box.copy_(_as_elements(whole, destination.dtype))
+
+
+def screen_item(name: str, value: bytes) -> None:
+    """Refuses an item that would run code when DCP's planner opens it with `weights_only=False`.
+
+    The rules are torch's own for `weights_only=True`, with `torch.serialization.add_safe_globals` to widen them.
+
+    Raises:
+        UntrustedItem: it does not pass.
+    """
+    try:
+        torch.load(io.BytesIO(value), map_location="cpu", weights_only=True)  # noqa: TID251 - the safe form
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        hint = (
+            "allow its types with torch.serialization.add_safe_globals, or, if you trust whoever wrote the "
+            "checkpoint, open it with trust=True"
+        )
+        raise UntrustedItem(f"item {name!r} is not plain data: {reason}", hint=hint) from None
+
+
+def _box(tensor: torch.Tensor, offsets: Ints, sizes: Ints) -> torch.Tensor:
+    """A box of `tensor`; dimensions beyond those of the box stay whole."""
+    for dim, (offset, size) in enumerate(zip(offsets, sizes, strict=False)):
+        if size != tensor.shape[dim]:
+            tensor = tensor.narrow(dim, offset, size)
+    return tensor
+
+
+def _array_box(array: np.ndarray, placement: Placement) -> np.ndarray:
+    return array[tuple(slice(o, o + s) for o, s in zip(placement.offsets, placement.sizes, strict=True))]
+
+
+def _strided(data: memoryview, placement: Placement, dtype: torch.dtype) -> np.ndarray:
+    """The placement's box inside the fetched bytes, as integers of the element's width, without a copy."""
+    width = dtype.itemsize
+    shape, steps = list(placement.sizes), [step * width for step in placement.strides]
+    if width == 16:
+        return np.ndarray([*shape, 2], np.float64, data, placement.source, [*steps, 8])
+    return np.ndarray(shape, f"i{width}" if width > 1 else np.uint8, data, placement.source, steps)
+
+
+def _as_elements(whole: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.view_as_complex(whole) if dtype.itemsize == 16 else whole.view(dtype)
+
+
+def _is_lazy(tensor: torch.Tensor) -> bool:
+    return tensor.is_conj() or tensor.is_neg()

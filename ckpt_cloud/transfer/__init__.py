@@ -1,0 +1,1 @@
+"""Moves bytes, in both directions under one budget."""

@@ -1,0 +1,324 @@
+"""DCP's `StorageWriter`, translated.
+
+    reset                   the URL; options stay
+    set_up_storage_writer   mints this rank's id; the coordinator looks whether the URL is free
+    prepare_local_plan      refuses what has no plain bytes, before a byte is sent
+    write_data              plan items ─► entries ─► packs ─► upload; places come back in the results
+    finish                  results of all ranks ─► manifest ─► one conditional PUT of COMMIT
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
+from torch.futures import Future
+
+from ckpt_cloud import bridge, commit, metadata as metadata_room
+from ckpt_cloud.errors import CkptCloudError, InvalidOption
+from ckpt_cloud.events import Listener, Recorder, Report
+from ckpt_cloud.format.layout import manifest_key, mint_id, pack_key
+from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
+from ckpt_cloud.metadata import Stored, Uploaded
+from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
+from ckpt_cloud.planning.save import PackPlan, plan_packs
+from ckpt_cloud.protocol import Seen
+from ckpt_cloud.session import Place, Settings, location_of, rank_location
+from ckpt_cloud.stores import supports
+from ckpt_cloud.tensors import TensorSource, check_storable, dtype_name
+from ckpt_cloud.transfer.upload import upload_packs
+from ckpt_cloud.version import WRITER
+
+
+@dataclass(slots=True)
+class _Save:
+    """One save on this rank: minted anew by every `set_up_storage_writer`."""
+
+    id: str
+    place: Place
+    recorder: Recorder
+    seen: Seen | None
+    """The register as it was before; only where this rank may commit."""
+    keys: list[str] = field(default_factory=list)
+    """What this rank has begun to write."""
+
+
+class ObjectStoreWriter(StorageWriter):
+    """Saves DCP checkpoints to `s3://`, `file://` (or a bare path) and `memory://`.
+
+    A checkpoint becomes visible by one conditional PUT after all data is stored: whole, or not at all. The options
+    stay through `reset`; a pickled writer carries no keys.
+
+    Args:
+        url: of the checkpoint. May be left out and given to DCP as `checkpoint_id`.
+        overwrite: replace a committed checkpoint, atomically. Without it an existing one is refused before a byte
+            is sent.
+        store: endpoint, region, credentials, retries; each is also a keyword argument of its own.
+        transfer: part, pack and range sizes, requests in flight.
+        commit: limits of the commit.
+        memory_budget: bytes of staged parts in this process, 512 MiB by default.
+        on_event: is called with every `BytesMoved` and `PhaseEnded`, from any thread.
+
+    Raises:
+        InvalidURL, InvalidOption: at once.
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str] | None = None,
+        *,
+        overwrite: bool = False,
+        store: StoreOptions | None = None,
+        transfer: TransferOptions | None = None,
+        commit: CommitOptions | None = None,
+        memory_budget: int | None = None,
+        on_event: Listener | None = None,
+        **store_options: Any,
+    ) -> None:
+        super().__init__()
+        self._settings = Settings.of(store, transfer, commit, memory_budget, store_options)
+        self._overwrite = overwrite
+        self._on_event = on_event
+        # What follows changes: the URL with every reset, the save with every set-up.
+        self._url = url
+        self._save: _Save | None = None
+        if url is not None:
+            location_of(url)
+
+    def __repr__(self) -> str:
+        return f"<ObjectStoreWriter {self.checkpoint_id or 'without a URL'}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_save": None, "_on_event": None}
+
+    @property
+    def checkpoint_id(self) -> str | None:
+        """The URL in normal form, or None."""
+        return None if self._url is None else location_of(self._url).url
+
+    @property
+    def report(self) -> Report:
+        """Figures of this rank's last save."""
+        return self._save.recorder.report if self._save else Report()
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Whether `checkpoint_id` is a URL, or a path, that can be opened."""
+        return supports(checkpoint_id)
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Begins a new save, at `checkpoint_id` if given; all options stay."""
+        if checkpoint_id is not None:
+            self._url = checkpoint_id
+        self._save = None
+
+    def storage_meta(self) -> StorageMeta | None:
+        """What planners may want to record of the storage."""
+        return StorageMeta(checkpoint_id=self.checkpoint_id)
+
+    def set_up_storage_writer(
+        self,
+        is_coordinator: bool,
+        *args: Any,
+        rank: int | None = None,
+        use_collectives: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Mints this rank's id; whoever will commit looks whether the URL is free.
+
+        Args:
+            is_coordinator: commits for all ranks.
+            rank: needed when ranks do not coordinate.
+            use_collectives: if False, every rank saves a checkpoint of its own under `rank-NNNNN/`.
+
+        Raises:
+            CheckpointExists: a committed checkpoint is there and `overwrite` is off.
+            BucketNotFound, PermissionDenied, MissingCredentials, StoreUnavailable, ...: within seconds.
+        """
+        location = location_of(self._url)
+        recorder = Recorder(self._on_event)
+        commits = is_coordinator or not use_collectives
+        with recorder.phase("set up"):
+            if not use_collectives:
+                bridge.run(commit.admit(Place.at(location, self._settings.store).control, overwrite=False))
+                location = rank_location(location, _known(rank))
+            place = Place.at(location, self._settings.store)
+            seen = bridge.run(commit.admit(place.control, overwrite=self._overwrite)) if commits else None
+        self._save = _Save(mint_id(time.time_ns() // 1_000_000, os.urandom(10)), place, recorder, seen)
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """The plan as it is.
+
+        Raises:
+            UnsupportedTensor: a sparse, nested or quantized tensor.
+        """
+        for item in plan.items:
+            if item.tensor_data is not None:
+                properties = item.tensor_data.properties
+                check_storable(item.index.fqn, properties.dtype, properties.layout)
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """The plans as they are: nothing that must be fresh may live in a plan, since DCP caches plans."""
+        return plans
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Uploads this rank's items.
+
+        Raises:
+            PlanMismatch, UnsupportedTensor: the planner resolved an item to other data than it planned.
+            StoreUnavailable, PermissionDenied, ...: nothing was made visible; unfinished uploads are aborted.
+        """
+        save = self._current()
+        with save.recorder.phase("write"):
+            batch = _Batch.of(plan.items, planner, self._settings.transfer)
+            packs = batch.packs(save.id, self._settings.transfer)
+            named = [(pack_key(save.id, number), pack) for number, pack in enumerate(packs)]
+            save.keys += [key for key, _ in named]
+            save.recorder.report.bytes_needed += batch.total_bytes
+            nbytes = [entry.nbytes for entry in batch.entries]
+            objects = bridge.run(
+                upload_packs(
+                    save.place.data,
+                    batch.source(planner),
+                    named,
+                    nbytes,
+                    options=self._settings.transfer,
+                    recorder=save.recorder,
+                )
+            )
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(batch.results(packs, Uploaded(save.id, objects, _NOWHERE)))
+        return done
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Writes the manifest and commits.
+
+        Raises:
+            IncompleteSave: a rank reported less than its plan.
+            CheckpointExists, StaleWrite, AttemptAborted: another was first.
+            CommitStateUnknown: no clear answer; nothing is deleted.
+        """
+        save = self._current()
+        assert save.seen is not None, "finish is only called where the save was admitted"
+        with save.recorder.phase("commit"):
+            body, oldest = metadata_room.build(metadata, results, attempt=save.id, writer=WRITER)
+            save.keys.append(manifest_key(save.id))
+            bridge.run(
+                commit.publish(
+                    save.place.data,
+                    body,
+                    oldest=oldest,
+                    seen=save.seen,
+                    overwrite=self._overwrite,
+                    options=self._settings.commit,
+                )
+            )
+
+    def discard(self) -> None:
+        """Deletes what this rank uploaded in a save that failed for certain; as far as the store lets it.
+
+        Never call it after `CommitStateUnknown`: the save may be committed.
+        """
+        if self._save is not None and self._save.keys:
+            with contextlib.suppress(CkptCloudError):
+                bridge.run(self._save.place.control.delete(self._save.keys))
+            self._save.keys.clear()
+
+    def _current(self) -> _Save:
+        assert self._save is not None, "DCP calls set_up_storage_writer first"
+        return self._save
+
+
+_NOWHERE = Stored(None, -1, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """A rank's plan items, sorted into what is inline, what is empty, and entries to pack."""
+
+    items: list[WriteItem]
+    places: list[Stored | None]
+    """By item: known at once, or None for an entry."""
+    entries: list[PackEntry]
+    owners: list[int]
+    """By entry: index of its item."""
+    values: dict[int, io.BytesIO]
+    """By entry: non-tensor items too large to be inline, resolved already since only that tells their size."""
+
+    @classmethod
+    def of(cls, items: Iterable[WriteItem], planner: SavePlanner, options: TransferOptions) -> _Batch:
+        batch = cls(list(items), [], [], [], {})
+        for index, item in enumerate(batch.items):
+            batch.places.append(batch._place(index, item, planner, options.inline_limit))
+        return batch
+
+    def packs(self, attempt: str, options: TransferOptions) -> list[PackPlan]:
+        if not self.entries:
+            return []
+        return plan_packs(self.entries, attempt, pack_size=options.pack_size, part_size=options.part_size)
+
+    def source(self, planner: SavePlanner) -> TensorSource:
+        return TensorSource(
+            self.entries, lambda entry: self.values.get(entry) or planner.resolve_data(self.items[self.owners[entry]])
+        )
+
+    @property
+    def total_bytes(self) -> int:
+        inline = sum(len(place.inline) for place in self.places if place is not None and place.inline is not None)
+        return inline + sum(entry.nbytes for entry in self.entries)
+
+    def results(self, packs: list[PackPlan], uploaded: Uploaded) -> list[WriteResult]:
+        """One result for each item; the first carries what all share."""
+        places = list(self.places)
+        for number, pack in enumerate(packs):
+            for entry, start in zip(pack.entries, pack.starts, strict=True):
+                places[self.owners[entry]] = Stored(None, number, start, self.entries[entry].nbytes)
+        results = []
+        for item, place in zip(self.items, places, strict=True):
+            assert place is not None, "every entry is in a pack"
+            size = len(place.inline) if place.inline is not None else place.nbytes
+            data: Any = place if results else Uploaded(uploaded.attempt, uploaded.objects, place)
+            results.append(WriteResult(item.index, size, data))
+        return results
+
+    def _place(self, index: int, item: WriteItem, planner: SavePlanner, inline_limit: int) -> Stored | None:
+        if item.type is WriteItemType.BYTE_IO:
+            value = planner.resolve_data(item)
+            assert isinstance(value, io.BytesIO)
+            size = value.getbuffer().nbytes
+            if size <= inline_limit:
+                return Stored(value.getvalue(), -1, 0, 0)
+            self.values[len(self.entries)] = value
+            entry = PackEntry(item.index.fqn, ITEM_DTYPE, (size,), (0,), (size,), size)
+        else:
+            entry = _tensor_entry(item)
+            if entry.nbytes == 0:
+                return _NOWHERE
+        self.entries.append(entry)
+        self.owners.append(index)
+        return None
+
+
+def _tensor_entry(item: WriteItem) -> PackEntry:
+    data = item.tensor_data
+    assert data is not None, "DCP gives tensor_data for every tensor"
+    sizes = tuple(data.chunk.sizes)
+    nbytes = torch.Size(sizes).numel() * data.properties.dtype.itemsize
+    name = dtype_name(data.properties.dtype)
+    return PackEntry(item.index.fqn, name, tuple(data.size), tuple(data.chunk.offsets), sizes, nbytes)
+
+
+def _known(rank: int | None) -> int:
+    if rank is None:
+        raise InvalidOption("use_collectives=False needs the rank", hint="let DCP call the writer, or pass rank=")
+    return rank
