@@ -6,14 +6,16 @@ The thread starts with the first call, is rebuilt in a child after `fork`, and i
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError as FutureCancelled
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_STOP_S = 5.0
 
 _lock = threading.Lock()
 # The only state of this module: the loop of this process, reset in a forked child.
@@ -43,10 +45,17 @@ def event_loop() -> asyncio.AbstractEventLoop:
 
 def _start() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
-    # Copies and checksums: they release the GIL, and more threads than cores only contend.
-    loop.set_default_executor(ThreadPoolExecutor(min(8, (os.cpu_count() or 2) + 2), "ckpt_cloud-worker"))
-    threading.Thread(target=loop.run_forever, name="ckpt_cloud-loop", daemon=True).start()
+    thread = threading.Thread(target=loop.run_forever, name="ckpt_cloud-loop", daemon=True)
+    thread.start()
+    atexit.register(_stop, loop, thread, os.getpid())
     return loop
+
+
+def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, pid: int) -> None:
+    """Ends the loop before the interpreter goes, so that no callback meets a half-finalized one."""
+    if os.getpid() == pid and not loop.is_closed():
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(_STOP_S)
 
 
 def _forget_after_fork() -> None:

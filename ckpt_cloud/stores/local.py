@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import obstore
@@ -14,6 +14,7 @@ from ckpt_cloud.errors import PreconditionFailed
 from ckpt_cloud.format.layout import join
 from ckpt_cloud.stores.base import ANY, Buffer, Condition, Replace
 from ckpt_cloud.stores.native import NativeStore
+from ckpt_cloud.workers import in_thread
 
 
 class LocalStore(NativeStore):
@@ -25,24 +26,23 @@ class LocalStore(NativeStore):
 
     async def put(self, key: str, data: Buffer, condition: Condition = ANY) -> str | None:
         if isinstance(condition, Replace):
-            version = await asyncio.to_thread(self._replace, key, data, condition.version)
+            version = await in_thread(self._replace, key, data, condition.version)
         else:
             version = await super().put(key, data, condition)
-        await asyncio.to_thread(_sync, self._root / key, self._root)
+        await in_thread(_sync, self._root / key, self._root)
         return version
 
     async def put_multipart(
         self, key: str, buffers: AsyncIterable[Buffer], *, part_size: int, concurrency: int
     ) -> str | None:
         version = await super().put_multipart(key, buffers, part_size=part_size, concurrency=concurrency)
-        await asyncio.to_thread(_sync, self._root / key, self._root)
+        await in_thread(_sync, self._root / key, self._root)
         return version
 
     def _replace(self, key: str, data: Buffer, version: str) -> str | None:
-        """Compares and replaces under a lock that every writer of this library on this file system takes."""
+        """Compares and replaces under a lock on the directory that every writer of this library takes."""
         path = join(self._prefix, key)
-        with self._translated("put", key), (self._root / f".{key}.lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._translated("put", key), _locked(self._root):
             try:
                 now = obstore.head(self._data, path)["e_tag"]
             except FileNotFoundError:
@@ -50,6 +50,16 @@ class LocalStore(NativeStore):
             if now != version:
                 raise PreconditionFailed("put: the object is another version", self._at(key))
             return obstore.put(self._data, path, data, mode="overwrite", use_multipart=False)["e_tag"]
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _sync(path: Path, root: Path) -> None:

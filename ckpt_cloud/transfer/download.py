@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ckpt_cloud.planning.load import Fetch, Placement
 from ckpt_cloud.stores import ObjectStore
 from ckpt_cloud.transfer.budget import Budget
 from ckpt_cloud.transfer.structured import all_or_cancel
+from ckpt_cloud.workers import in_thread
 
 
 class Sink(Protocol):
@@ -74,7 +74,7 @@ class _Download:
             await self.budget.take(size)
             try:
                 data = await self._verified(fetch)
-                await asyncio.to_thread(self._place, fetch, data)
+                await in_thread(self._place, fetch, data)
                 del data
             finally:
                 self.budget.give_back(size)
@@ -82,7 +82,7 @@ class _Download:
     async def _verified(self, fetch: Fetch) -> memoryview:
         for attempt in (1, 2):
             data = await self._get(fetch)
-            bad = await asyncio.to_thread(self._bad_block, fetch, data)
+            bad = await in_thread(self._bad_block, fetch, data)
             if bad is None:
                 return data
             if attempt == 2:

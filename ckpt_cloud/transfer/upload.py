@@ -18,6 +18,7 @@ from ckpt_cloud.planning.save import PackPlan, Segment, parts
 from ckpt_cloud.stores import ObjectStore
 from ckpt_cloud.transfer.budget import Budget
 from ckpt_cloud.transfer.structured import all_or_cancel
+from ckpt_cloud.workers import in_thread
 
 _PACKS_AT_ONCE = 4
 """Enough to overlap their first and last requests, few enough that each has several parts in flight."""
@@ -99,7 +100,7 @@ class _Upload:
         for segments in parts(plan, self.nbytes):
             pieces = await self._views(plan, segments) or [await self._staged(plan, segments)]
             for piece in pieces:
-                await asyncio.to_thread(sums.update, piece)
+                await in_thread(sums.update, piece)
             self.recorder.moved("up", key, sum(map(len, pieces)))
             while pieces:
                 yield pieces.pop(0)
@@ -111,7 +112,7 @@ class _Upload:
         """Views of the memory that the segments lie in, or nothing if some must be copied or they are many."""
         if len(segments) > _MAX_VIEWS:
             return []
-        return await asyncio.to_thread(self._find_views, plan, segments)
+        return await in_thread(self._find_views, plan, segments)
 
     def _find_views(self, plan: PackPlan, segments: list[Segment]) -> list[memoryview]:
         views = []
@@ -125,7 +126,7 @@ class _Upload:
     async def _staged(self, plan: PackPlan, segments: list[Segment]) -> memoryview:
         """The segments copied into one buffer of the budget."""
         into = memoryview(await self.budget.buffer(sum(s.end - s.start for s in segments)))
-        await asyncio.to_thread(self._copy, plan, segments, into)
+        await in_thread(self._copy, plan, segments, into)
         return into
 
     def _copy(self, plan: PackPlan, segments: list[Segment], into: memoryview) -> None:

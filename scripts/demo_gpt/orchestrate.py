@@ -1,4 +1,4 @@
-"""A small GPT is trained on 4 ranks, killed in the middle of a save, and resumed on 2: the state is the same, bit for bit.
+"""A small GPT is trained on 4 ranks, killed in the middle of a save, and resumed on 2 with the same bits.
 
 Starts an S3 server of its own (SeaweedFS) unless --url says where else to save.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ckpt_cloud.catalog import latest, list_checkpoints
 from demo_gpt.job import Job, JobFailed
-from demo_gpt.plot import Curves, draw
+from demo_gpt.plot import draw
 from demo_gpt.record import Record
 from demo_gpt.report import Outcome, digests_equal, judge
 from demo_gpt.screen import Screen
@@ -75,7 +75,8 @@ def _run_and_kill(plan: Plan, screen: Screen, record: Record, kill_from: int) ->
         for event in job.events():
             record.hear(event)
             screen.follow(event, record, plan.steps)
-            if killed_at is None and event["kind"] == "uploading" and event["step"] >= kill_from:
+            # The first rank is done and the others are not: as much of a checkpoint as there can be without a commit.
+            if killed_at is None and event["kind"] == "uploaded" and event["step"] >= kill_from:
                 job.kill()
                 killed_at = int(event["step"])
         if killed_at is None:
@@ -165,9 +166,8 @@ def main() -> int:
             return 130
         verdict = judge(outcome)
         draw(outcome.curves(), out / "loss.png")
-        screen.table([*outcome.rows(), ("time", f"{time.monotonic() - began:.0f} s")])
-        screen.claims(verdict)
-        screen.say(f"plot: {out / 'loss.png'}   log: {out / 'train.log'}")
+        screen.close([*outcome.rows(), ("time", f"{time.monotonic() - began:.0f} s")], verdict)
+        screen.console.print(f"\n  Both loss curves: {out / 'loss.png'}\n", soft_wrap=True)
     return 0 if all(holds for _, holds in verdict) else 1
 
 

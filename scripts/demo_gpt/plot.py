@@ -9,9 +9,8 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 
-from matplotlib import pyplot as plt  # noqa: E402  (after the choice of a backend that needs no display)
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 GREY, BLUE, ORANGE, RED = "#b8bec8", "#2563c9", "#e07b1a", "#c62838"
 
@@ -47,8 +46,8 @@ def draw(curves: Curves, path: Path) -> None:
 def _losses(axes: Axes, curves: Curves) -> None:
     before, after = curves.ranks
     axes.plot(*_xy(curves.reference), color=GREY, lw=6, solid_capstyle="round", label=f"never stopped, {before} ranks")
-    axes.plot(*_xy(curves.killed), color=BLUE, lw=1.8, label=f"until SIGKILL, {before} ranks")
-    axes.plot(*_xy(curves.resumed), color=ORANGE, lw=1.8, label=f"resumed, {after} ranks")
+    axes.plot(*_xy(curves.killed), color=BLUE, lw=3.5, label=f"until SIGKILL, {before} ranks")
+    axes.plot(*_xy(curves.resumed), color=ORANGE, lw=1.6, label=f"resumed, {after} ranks")
     low, high = min(curves.reference.values()), max(curves.reference.values())
     axes.set_ylim(low - 0.12 * (high - low), high + 0.06 * (high - low))
     floor = axes.get_ylim()[0]
@@ -75,9 +74,10 @@ def _differences(axes: Axes, curves: Curves) -> None:
     axes.axhline(curves.tolerance, color=RED, lw=1)
     axes.text(1, curves.tolerance, "allowed", color=RED, ha="right", va="bottom", transform=axes.get_yaxis_transform())
     axes.set_ylim(5e-10, curves.tolerance * 8)
+    axes.set_yticks([1e-9, 1e-7, 1e-5, 1e-3], ["0", "$10^{-7}$", "$10^{-5}$", "$10^{-3}$"])
     axes.set_ylabel("difference")
     axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xticks([0, *curves.committed])
 
 
 def _xy(losses: dict[int, float]) -> tuple[list[int], list[float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -61,9 +62,12 @@ class Outcome:
             ("ranks", f"{self.killed.ranks}, then {self.resumed.ranks}"),
             ("committed checkpoints", f"{len(self.saves)} (steps {', '.join(str(save.step) for save in self.saves)})"),
             ("bytes per checkpoint", ", ".join(sorted(sizes))),
-            ("training blocked per save", f"{median(blocked):.2f} s median, {max(blocked):.2f} s at most"),
-            ("upload, commit included", f"{median(rates):.2f} GiB/s median, {max(rates):.2f} at most"),
-            ("killed at", f"step {self.killed_at}, while it was being saved; left {self.state_after_kill}"),
+            ("training blocked per save", f"{median(blocked):.2f} s median, {max(blocked):.2f} s at worst"),
+            (
+                f"upload while training on {os.cpu_count()} cores",
+                f"{median(rates):.2f} GiB/s median, {max(rates):.2f} at best",
+            ),
+            ("killed at", f"step {self.killed_at}, mid-save; it stayed {self.state_after_kill}"),
             ("resumed from", f"step {self.resumed_from}, loaded in {self.resumed.restored_s:.2f} s"),
             ("digests equal", "{}/{}".format(*self.digests)),
             ("largest loss difference", f"{self.loss_apart:.1e} (allowed {LOSS_TOLERANCE:.0e})"),

@@ -34,7 +34,7 @@ class Screen:
         self._live.stop()
 
     def chapter(self, title: str) -> None:
-        self._live.update(Text())
+        self._live.update(Text(), refresh=True)
         self.console.print(f"\n[bold]{title}[/]")
 
     def say(self, text: str) -> None:
@@ -51,20 +51,19 @@ class Screen:
         if event["kind"] == "saved" and record.saves[event["step"]].committed:
             self.say(f"[green]✓[/] step {event['step']:>3} committed: {_figures(record.saves[event['step']])}")
 
-    def table(self, rows: list[tuple[str, str]]) -> None:
+    def close(self, rows: list[tuple[str, str]], verdict: list[tuple[str, bool]]) -> None:
+        """The closing table, and what it proves."""
+        self._live.update(Text())
+        self._live.stop()
         table = Table(show_header=False, box=None, padding=(0, 2))
         table.add_column(style="bold")
         for row in rows:
             table.add_row(*row)
-        self._live.update(Text())
         self.console.print()
         self.console.print(table)
-
-    def claims(self, verdict: list[tuple[str, bool]]) -> None:
         self.console.print()
         for claim, holds in verdict:
             self.say(f"[green]✓[/] {claim}" if holds else f"[red bold]✗ NOT TRUE: {claim}[/]")
-        self.console.print()
 
 
 def _bar(step: int, steps: int) -> Text:

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 import ckpt_cloud
-from ckpt_cloud.events import BytesMoved, Event
+from ckpt_cloud.events import Event
 from demo_gpt.data import Place, batch, standard_library
 from demo_gpt.digest import digests
 from demo_gpt.model import CONTEXT, VOCABULARY, sharded_gpt
@@ -115,7 +115,7 @@ class Saver:
         self.land()
         tell("saving", rank=dist.get_rank(), step=trainer.step)
         url = f"{self.root}/step-{trainer.step:06d}"
-        writer = ckpt_cloud.ObjectStoreWriter(url, on_event=_tell_first_bytes(trainer.step))
+        writer = ckpt_cloud.ObjectStoreWriter(url, on_event=_tell_when_uploaded(trainer.step))
         future = ckpt_cloud.async_save(
             trainer.state(), checkpoint_id=url, storage_writer=writer, process_group=self.group
         )
@@ -132,14 +132,12 @@ class Saver:
         self.flight = None
 
 
-def _tell_first_bytes(step: int) -> Any:
-    told = False
+def _tell_when_uploaded(step: int) -> Callable[[Event], None]:
+    """For whoever wants to kill in the middle: this rank's data is stored, and nothing is committed yet."""
 
     def listener(event: Event) -> None:
-        nonlocal told
-        if isinstance(event, BytesMoved) and not told:
-            told = True
-            tell("uploading", rank=dist.get_rank(), step=step)
+        if isinstance(event, ckpt_cloud.PhaseEnded) and event.name == "write":
+            tell("uploaded", rank=dist.get_rank(), step=step)
 
     return listener
 
@@ -202,7 +200,7 @@ def main() -> None:
             resume(trainer, args.resume, args.notes)
         saver = Saver(args.root, args.notes) if args.root else None
         train(trainer, saver, steps=args.steps, save_every=args.save_every)
-    # Not by way of the interpreter's end, where a gloo thread that still holds a tensor aborts (pytorch/pytorch#179291).
+    # Skips the interpreter's end, where a gloo thread that still holds a tensor aborts (pytorch/pytorch#179291).
     os._exit(0)
 
 

@@ -1,0 +1,69 @@
+"""Commands and their options."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ckpt_cloud.errors import ChooseAnother, CkptCloudError, Damaged, FixRequest, TryAgain
+from ckpt_cloud.version import VERSION
+
+app = typer.Typer(
+    name="ckpt-cloud",
+    help="Look at checkpoints on object stores.",
+    epilog="Exit status: 0 done, 1 nothing found or taken, 2 wrong request, 3 try again, 4 damaged data.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+EXIT_STATUS: tuple[tuple[type[CkptCloudError], int], ...] = (
+    (ChooseAnother, 1),
+    (FixRequest, 2),
+    (TryAgain, 3),
+    (Damaged, 4),
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends in a message and an exit status, never in a traceback."""
+    try:
+        app()
+    except CkptCloudError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(next((status for kind, status in EXIT_STATUS if isinstance(error, kind)), 1))
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(VERSION)
+        raise typer.Exit
+
+
+@app.command(epilog="Example: ckpt-cloud ls s3://bucket/run")
+def ls(
+    root: Annotated[str, typer.Argument(help="URL under which the checkpoints lie.")],
+    json: Json = False,
+) -> None:
+    """List the checkpoints under ROOT with their state."""
+    from ckpt_cloud.cli import ls as command
+
+    command.run(root, as_json=json)
+
+
+@app.command(epilog="Example: ckpt-cloud show s3://bucket/run/step-100")
+def show(
+    url: Annotated[str, typer.Argument(help="URL of a checkpoint.")],
+    json: Json = False,
+) -> None:
+    """Show what a checkpoint holds: tensors with dtype, shape and size, items, and objects."""
+    from ckpt_cloud.cli import show as command
+
+    command.run(url, as_json=json)
