@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch.distributed import checkpoint as dcp
@@ -28,6 +28,7 @@ from ckpt_cloud.reader import ObjectStoreReader, Opened
 from ckpt_cloud.writer import ObjectStoreWriter
 
 StateDict = dict[str, Any]
+T = TypeVar("T")
 
 
 def save(
@@ -51,7 +52,7 @@ def save(
     """
     writer = storage_writer or ObjectStoreWriter()
     try:
-        return dcp.save(
+        saved: Metadata = dcp.save(
             state_dict,
             checkpoint_id=checkpoint_id,
             storage_writer=writer,
@@ -62,6 +63,7 @@ def save(
         )
     except (CheckpointException, CkptCloudError) as failure:
         raise _after_failed_save(failure, writer) from failure
+    return saved
 
 
 def async_save(
@@ -161,12 +163,12 @@ def _try_open(reader: ObjectStoreReader) -> Opened | CkptCloudError:
         return error
 
 
-def _settled(upload: Future[Metadata], writer: StorageWriter) -> Future[Metadata]:
+def _settled(upload: Future[T], writer: StorageWriter) -> Future[T]:
     """`upload` with our errors, and with what a failed save left cleaned up before it is done."""
-    settled: Future[Metadata] = Future()
+    settled: Future[T] = Future()
     settled.set_running_or_notify_cancel()
 
-    def settle(done: Future[Metadata]) -> None:
+    def settle(done: Future[T]) -> None:
         failure = done.exception()
         if failure is None:
             settled.set_result(done.result())

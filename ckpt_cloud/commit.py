@@ -30,7 +30,7 @@ from ckpt_cloud.format.layout import COMMIT_KEY, DATA_PREFIX, NO_ID, RANK_PREFIX
 from ckpt_cloud.format.manifest import Manifest
 from ckpt_cloud.format.register import ManifestRef, Register
 from ckpt_cloud.options import CommitOptions
-from ckpt_cloud.protocol import Answer, Committed, Failed, Intent, Put, ReadBack, Seen, Step
+from ckpt_cloud.protocol import Answer, Failed, Intent, Put, ReadBack, Seen, Step
 from ckpt_cloud.stores import CREATE, ObjectStore, Replace
 
 _MANIFEST_LIMIT = 1 << 32
@@ -136,7 +136,7 @@ class _Publication:
         step: Step = protocol.after_put(answer)
         if isinstance(step, ReadBack):
             seen = await self._read_back(give_up, unknown)
-            step = protocol.after_read_back(self.intent, put, answer, seen, self.store.url)
+            step = protocol.after_read_back(self.intent, put, seen, self.store.url)
         return step
 
     async def _send(self, put: Put) -> Answer:

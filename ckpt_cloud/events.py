@@ -71,6 +71,7 @@ class Recorder:
         self._listener = listener
 
     def moved(self, direction: Literal["up", "down"], key: str, size_bytes: int) -> None:
+        """Counts one data request."""
         self.report.bytes_moved += size_bytes
         self.report.requests += 1
         if self._listener:
@@ -78,6 +79,7 @@ class Recorder:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """Times what is done inside."""
         began = time.perf_counter()
         try:
             yield

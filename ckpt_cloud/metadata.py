@@ -166,10 +166,13 @@ def _item(stored: Stored) -> ItemEntry:
 
 def _planner_data(data: Any) -> tuple[dict[str, tuple[str | int, ...]] | None, Any]:
     """DCP's flatten mapping as it is, anything else lowered to plain values."""
-    if isinstance(data, dict) and all(isinstance(k, str) and isinstance(v, tuple) for k, v in data.items()):
-        if all(type(step) in (str, int) for path in data.values() for step in path):
-            return data, None
+    if isinstance(data, dict) and all(isinstance(k, str) and _is_path(v) for k, v in data.items()):
+        return data, None
     return None, plain.lower(data, "the planner's data")
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, tuple) and all(type(step) in (str, int) for step in value)
 
 
 def _storage_meta(meta: StorageMeta) -> dict[str, Any]:

@@ -102,14 +102,14 @@ def after_put(answer: Answer) -> Committed | ReadBack:
     return Committed() if answer is Answer.APPLIED else ReadBack()
 
 
-def after_read_back(intent: Intent, sent: Put, answer: Answer, seen: Seen, url: str) -> Step:
+def after_read_back(intent: Intent, sent: Put, seen: Seen, url: str) -> Step:
     """What a read-back proves about the put that was `sent`."""
     now = seen.register
     if now is not None and now.state == "committed" and now.attempt == intent.register.attempt:
         return Committed()
     if seen.version == sent.replaces:
-        # Unchanged. A refusal cannot be explained by what we see; an unclear put may still land. Either way the
-        # same conditional put decides it, and can win at most once.
+        # Unchanged: an unclear put may still land, and a refusal was about something that is gone. The same
+        # conditional put decides it, and can win at most once.
         return sent
     return Failed(_lost(intent, now, url))
 

@@ -1,9 +1,9 @@
 """DCP's `StorageReader`, translated.
 
-    read_metadata           COMMIT ─► manifest, checked against its digest ─► DCP's metadata
-    prepare_local_plan      notes which save was opened
-    prepare_global_plan     refuses when ranks opened different saves
-    read_data               read items ─► wants ─► ranged reads ─► verified ─► straight into the tensors
+read_metadata           COMMIT ─► manifest, checked against its digest ─► DCP's metadata
+prepare_local_plan      notes which save was opened
+prepare_global_plan     refuses when ranks opened different saves
+read_data               read items ─► wants ─► ranged reads ─► verified ─► straight into the tensors
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ def byte_view(tensor: torch.Tensor) -> memoryview | None:
         return None
     size = tensor.element_size()
     flat = torch.empty(0, dtype=torch.uint8)
-    flat.set_(tensor.untyped_storage(), tensor.storage_offset() * size, (tensor.numel() * size,))
-    return memoryview(flat.numpy()).cast("B") if flat.numel() else memoryview(b"")
+    flat.set_(tensor.untyped_storage(), tensor.storage_offset() * size, (tensor.numel() * size,), (1,))
+    return memoryview(flat.numpy().data)
 
 
 def carrier(tensor: torch.Tensor) -> torch.Tensor:
@@ -182,7 +182,7 @@ def screen_item(name: str, value: bytes) -> None:
     """
     try:
         torch.load(io.BytesIO(value), map_location="cpu", weights_only=True)  # noqa: TID251 - the safe form
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever torch raises, the item is not plain
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         hint = (
             "allow its types with torch.serialization.add_safe_globals, or, if you trust whoever wrote the "

@@ -34,7 +34,7 @@ async def in_thread(call: Callable[..., T], *args: Any) -> T:
 
 
 def _started() -> queue.SimpleQueue[_Job]:
-    global _jobs
+    global _jobs  # noqa: PLW0603 - one pool per process
     with _lock:
         if _jobs is None:
             _jobs = queue.SimpleQueue()
@@ -53,7 +53,7 @@ def _run(loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], call: Cal
     """One job; in a function of its own so that an idle thread holds on to no job's memory."""
     try:
         result, error = call(), None
-    except BaseException as raised:
+    except BaseException as raised:  # noqa: BLE001 - raised again where the job was waited for
         result, error = None, raised
     if not loop.is_closed():
         loop.call_soon_threadsafe(_settle, future, result, error)
@@ -69,7 +69,7 @@ def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | Non
 
 
 def _forget_after_fork() -> None:
-    global _jobs, _lock
+    global _jobs, _lock  # noqa: PLW0603 - the threads are gone in the child
     _jobs = None
     _lock = threading.Lock()
 

@@ -1,10 +1,10 @@
 """DCP's `StorageWriter`, translated.
 
-    reset                   the URL; options stay
-    set_up_storage_writer   mints this rank's id; the coordinator looks whether the URL is free
-    prepare_local_plan      refuses what has no plain bytes, before a byte is sent
-    write_data              plan items ─► entries ─► packs ─► upload; places come back in the results
-    finish                  results of all ranks ─► manifest ─► one conditional PUT of COMMIT
+reset                   the URL; options stay
+set_up_storage_writer   mints this rank's id; the coordinator looks whether the URL is free
+prepare_local_plan      refuses what has no plain bytes, before a byte is sent
+write_data              plan items ─► entries ─► packs ─► upload; places come back in the results
+finish                  results of all ranks ─► manifest ─► one conditional PUT of COMMIT
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from ckpt_cloud import bridge, commit, metadata as metadata_room
+from ckpt_cloud import bridge, commit
+from ckpt_cloud import metadata as metadata_room
 from ckpt_cloud.errors import CkptCloudError, InvalidOption
 from ckpt_cloud.events import Listener, Recorder, Report
 from ckpt_cloud.format.layout import manifest_key, mint_id, pack_key
@@ -283,7 +284,7 @@ class _Batch:
         for number, pack in enumerate(packs):
             for entry, start in zip(pack.entries, pack.starts, strict=True):
                 places[self.owners[entry]] = Stored(None, number, start, self.entries[entry].nbytes)
-        results = []
+        results: list[WriteResult] = []
         for item, place in zip(self.items, places, strict=True):
             assert place is not None, "every entry is in a pack"
             size = len(place.inline) if place.inline is not None else place.nbytes

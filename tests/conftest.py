@@ -55,7 +55,7 @@ def running(name):
     with ExitStack() as stack:
         try:
             server = stack.enter_context(localstack.start(name))
-        except FileNotFoundError as missing:
+        except localstack.NotInstalled as missing:
             if IN_CI:
                 raise
             pytest.skip(f"{name}: {missing}")

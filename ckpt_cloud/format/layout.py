@@ -1,8 +1,8 @@
 """Keys of a checkpoint, relative to its URL, and the time-ordered ids that make data keys unique.
 
-    COMMIT                        the register, the one commit point
-    data/<id>/manifest            written by the coordinator
-    data/<id>/<n>.safetensors     pack objects, under an id that each rank mints for each save
+COMMIT                        the register, the one commit point
+data/<id>/manifest            written by the coordinator
+data/<id>/<n>.safetensors     pack objects, under an id that each rank mints for each save
 """
 
 from __future__ import annotations

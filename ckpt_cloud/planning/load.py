@@ -109,9 +109,7 @@ def _fetches(
         Span(wants[index].start + piece.start, wants[index].start + piece.end, slot)
         for slot, (index, piece) in enumerate(found)
     )
-    ranges = coalesce(
-        spans, object_size=entry.size, block=entry.block_size, max_range=range_size, max_gap=gap_size
-    )
+    ranges = coalesce(spans, object_size=entry.size, block=entry.block_size, max_range=range_size, max_gap=gap_size)
     for merged in ranges:
         yield Fetch(number, merged.start, merged.end, tuple(_placements(merged, found, wants)))
 

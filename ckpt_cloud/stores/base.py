@@ -102,7 +102,7 @@ class ObjectStore(Protocol):
         """All objects whose keys begin with the whole path segments of `prefix`, in any order."""
         ...
 
-    async def list_children(self, prefix: str = "") -> list[str]:
+    async def list_children(self, prefix: str = "") -> Sequence[str]:
         """Names right under `prefix` that have objects below them, sorted."""
         ...
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import boto3
-import botocore.config
 import botocore.exceptions
+from botocore.session import Session
 
 from ckpt_cloud.errors import FixRequest, MissingCredentials
 from ckpt_cloud.options import StoreOptions
+
+if TYPE_CHECKING:
+    from obstore.store import S3Credential
 
 _HINT = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or log in (aws sso login), or give the process "
@@ -26,7 +28,7 @@ class CredentialProvider:
     def __init__(self, credentials: Any) -> None:
         self._credentials = credentials
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> S3Credential:
         frozen = self._credentials.get_frozen_credentials()
         return {
             "access_key_id": frozen.access_key,
@@ -36,25 +38,30 @@ class CredentialProvider:
         }
 
 
-def session(options: StoreOptions, url: str) -> boto3.session.Session:
-    """boto3's session for `options`.
+def session(options: StoreOptions, url: str) -> Session:
+    """botocore's session for `options`, the one that boto3 would work with.
 
     Raises:
         FixRequest: the profile does not exist or the shared config cannot be read.
     """
+    found = Session(profile=options.profile)
+    if options.region:
+        found.set_config_variable("region", options.region)
+    if options.access_key_id and options.secret_access_key:
+        found.set_credentials(options.access_key_id, options.secret_access_key, options.session_token)
     try:
-        return boto3.session.Session(
-            aws_access_key_id=options.access_key_id,
-            aws_secret_access_key=options.secret_access_key,
-            aws_session_token=options.session_token,
-            region_name=options.region,
-            profile_name=options.profile,
-        )
+        found.get_scoped_config()
     except botocore.exceptions.BotoCoreError as error:
         raise FixRequest(f"the AWS configuration cannot be used: {error}", url, "check AWS_PROFILE") from None
+    return found
 
 
-def credential_provider(chain: boto3.session.Session, options: StoreOptions, url: str) -> CredentialProvider:
+def region(chain: Session) -> str:
+    """The configured region; us-east-1, which most S3-compatible servers take, where there is none."""
+    return str(chain.get_config_variable("region") or os.environ.get("AWS_REGION") or "us-east-1")
+
+
+def credential_provider(chain: Session, options: StoreOptions, url: str) -> CredentialProvider:
     """Credentials of `chain` for obstore.
 
     Raises:
@@ -72,7 +79,7 @@ def credential_provider(chain: boto3.session.Session, options: StoreOptions, url
     return CredentialProvider(credentials)
 
 
-def endpoint_url(chain: boto3.session.Session, options: StoreOptions) -> str | None:
+def endpoint_url(chain: Session, options: StoreOptions) -> str | None:
     """The endpoint that boto3 would use where one is configured, or None for AWS itself."""
     if options.endpoint_url:
         return options.endpoint_url
@@ -81,7 +88,7 @@ def endpoint_url(chain: boto3.session.Session, options: StoreOptions) -> str | N
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         if os.environ.get(name):
             return os.environ[name]
-    configured = chain._session.get_scoped_config().get("endpoint_url")
+    configured = chain.get_scoped_config().get("endpoint_url")
     return str(configured) if configured else None
 
 

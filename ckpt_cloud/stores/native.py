@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import obstore
 
@@ -11,6 +11,9 @@ from ckpt_cloud.errors import RequestRefused, StoreUnavailable
 from ckpt_cloud.format.layout import join
 from ckpt_cloud.stores.base import ANY, CREATE, Buffer, Condition, ObjectInfo, Replace
 from ckpt_cloud.stores.foreign_errors import translated
+
+if TYPE_CHECKING:
+    from obstore import GetOptions
 
 
 class NativeStore:
@@ -58,7 +61,7 @@ class NativeStore:
         return bytes(data), _info(key, result.meta)
 
     async def get_range(self, key: str, start: int, end: int, version: str | None = None) -> memoryview:
-        options: dict[str, Any] = {"range": (start, end)}
+        options: GetOptions = {"range": (start, end)}
         if version is not None:
             options["if_match"] = version
         with self._translated("read", key):
@@ -75,7 +78,7 @@ class NativeStore:
                 for meta in batch:
                     yield _info(meta["path"].removeprefix(f"{self._prefix}/" if self._prefix else ""), meta)
 
-    async def list_children(self, prefix: str = "") -> list[str]:
+    async def list_children(self, prefix: str = "") -> Sequence[str]:
         root = join(self._prefix, prefix) if prefix else self._prefix
         with self._translated("list", prefix):
             try:
@@ -115,5 +118,3 @@ def _mode(condition: Condition) -> Any:
 
 def _info(key: str, meta: Any) -> ObjectInfo:
     return ObjectInfo(key, meta["size"], meta["e_tag"], meta["last_modified"].timestamp())
-
-

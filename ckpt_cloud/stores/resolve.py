@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import urllib.parse
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from obstore import store as obstores
 
 from ckpt_cloud.errors import InvalidURL
-from ckpt_cloud.options import RetryOptions, StoreOptions
-from ckpt_cloud.stores import credentials
+from ckpt_cloud.options import StoreOptions
+from ckpt_cloud.stores import s3
 from ckpt_cloud.stores.base import ObjectStore
 from ckpt_cloud.stores.foreign_errors import translated
 from ckpt_cloud.stores.local import LocalStore
@@ -97,7 +94,7 @@ def open_store(location: Location, options: StoreOptions, *, first_contact: bool
             return NativeStore(memory, memory, location.path, location.url)
         if location.scheme == "file":
             return LocalStore(obstores.LocalStore(automatic_cleanup=True), Path(location.path), location.url)
-        return _s3(location, options, first_contact=first_contact)
+        return s3.open_s3(location.bucket, location.path, location.url, options, first_contact=first_contact)
 
 
 def _file(path: str) -> Location:
@@ -111,62 +108,3 @@ def _segments(path: str, text: str) -> str:
     if any(part in (".", "..") or "\0" in part for part in parts) or ("" in parts and parts != [""]):
         raise InvalidURL("the path has an empty, '.' or '..' segment", text, "write it in normal form")
     return "/".join(parts)
-
-
-def _s3(location: Location, options: StoreOptions, *, first_contact: bool) -> NativeStore:
-    chain = credentials.session(options, location.url)
-    config: dict[str, Any] = {"unsigned_payload": True, "region": chain.region_name or "us-east-1"}
-    endpoint = credentials.endpoint_url(chain, options)
-    if endpoint:
-        config["endpoint"] = endpoint
-        config["aws_endpoint_url_s3"] = endpoint
-    virtual = options.virtual_hosted_style if options.virtual_hosted_style is not None else not endpoint
-    config["virtual_hosted_style_request"] = virtual
-    if endpoint and virtual:
-        config["endpoint"] = config["aws_endpoint_url_s3"] = _with_bucket(endpoint, location.bucket)
-    if options.store_checksums:
-        config["checksum_algorithm"] = "crc64nvme"
-    extra: dict[str, Any] = {}
-    if options.anonymous:
-        config["skip_signature"] = True
-    else:
-        extra["credential_provider"] = credentials.credential_provider(chain, options, location.url)
-    clients = [
-        obstores.S3Store(location.bucket, config=config, client_options=_client(options, endpoint), retry_config=retry, **extra)
-        for retry in (_retry(options.retry, first_contact=first_contact), {"max_retries": 0})
-    ]
-    return NativeStore(clients[0], clients[1], location.path, location.url)
-
-
-def _with_bucket(endpoint: str, bucket: str) -> str:
-    parts = urllib.parse.urlsplit(endpoint)
-    return parts._replace(netloc=f"{bucket}.{parts.netloc}").geturl()
-
-
-def _client(options: StoreOptions, endpoint: str | None) -> dict[str, Any]:
-    client: dict[str, Any] = {
-        "connect_timeout": timedelta(seconds=options.connect_timeout_s),
-        "timeout": timedelta(seconds=options.request_timeout_s),
-        "allow_http": bool(endpoint and endpoint.startswith("http://")),
-    }
-    if options.proxy_url:
-        client["proxy_url"] = options.proxy_url
-    bundle = credentials.ca_bundle(options)
-    if bundle:
-        client["root_certificate"] = bundle
-    return client
-
-
-def _retry(retry: RetryOptions, *, first_contact: bool) -> dict[str, Any]:
-    deadline = min(retry.first_contact_s, retry.deadline_s) if first_contact else retry.deadline_s
-    return {
-        "max_retries": retry.max_retries,
-        "retry_timeout": timedelta(seconds=deadline),
-        "backoff": {
-            "init_backoff": timedelta(milliseconds=100),
-            "max_backoff": timedelta(seconds=min(retry.max_backoff_s, deadline / 4)),
-            "base": 2,
-        },
-    }
-
-

@@ -1,6 +1,6 @@
 """Fetches ranges, verifies every block, and hands the bytes on to where they belong.
 
-    Fetch ─► budget ─► get_range ─► worker: CRC32C per block ─► worker: place in the destination
+Fetch ─► budget ─► get_range ─► worker: CRC32C per block ─► worker: place in the destination
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Uploads the packs of one rank: staging and checksums on worker threads while earlier parts are under way.
 
-    PackPlan ─► parts ─► worker: views or staged copies, CRC32C per block ─► put_multipart ─► ObjectEntry
+PackPlan ─► parts ─► worker: views or staged copies, CRC32C per block ─► put_multipart ─► ObjectEntry
 """
 
 from __future__ import annotations

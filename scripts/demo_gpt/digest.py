@@ -36,5 +36,5 @@ def _digest(value: Any) -> str:
     full = value.full_tensor() if isinstance(value, DTensor) else value
     full = full.detach().cpu().contiguous()
     summed = hashlib.sha256(f"{full.dtype} {tuple(full.shape)}\n".encode())
-    summed.update(memoryview(full.reshape(-1).view(torch.uint8).numpy()))
+    summed.update(full.reshape(-1).view(torch.uint8).numpy().data)
     return summed.hexdigest()

@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpt_cloud.catalog import latest, list_checkpoints
+from ckpt_cloud import CkptCloudError, latest, list_checkpoints
 from demo_gpt.job import Job, JobFailed
 from demo_gpt.plot import draw
 from demo_gpt.record import Record
 from demo_gpt.report import Outcome, digests_equal, judge
 from demo_gpt.screen import Screen
+from demo_gpt.steps import step_name, step_of
 
 RANKS = 4
 RANKS_RESUMED = 2
@@ -44,9 +45,6 @@ class Plan:
     def kill_from(self) -> int:
         """The first save that is interrupted: about half way."""
         return max(2, self.steps // 2 // self.save_every) * self.save_every
-
-    def url(self, step: int) -> str:
-        return f"{self.root}/step-{step:06d}"
 
     def arguments(self, *, save: bool = True, resume: str | None = None) -> list[str]:
         found = ["--steps", str(self.steps), "--notes", str(self.out / "digests")]
@@ -97,8 +95,8 @@ def train(plan: Plan, screen: Screen, *, ranks: int, save: bool, resume: str | N
 
 
 def _state(plan: Plan, step: int) -> str:
-    states = {info.url: info.state for info in list_checkpoints(plan.root)}
-    return states.get(plan.url(step), "absent")
+    states = {info.name: info.state for info in list_checkpoints(plan.root)}
+    return states.get(step_name(step), "absent")
 
 
 def tell_the_story(plan: Plan, screen: Screen) -> Outcome:
@@ -107,13 +105,15 @@ def tell_the_story(plan: Plan, screen: Screen) -> Outcome:
     killed, killed_at = train_until_killed(plan, screen)
     left = _state(plan, killed_at)
     screen.say(f"[red]✗ SIGKILL[/] to every process, in the middle of the save of step {killed_at}")
-    resumed_from = latest(plan.root)
-    if resumed_from is None:
+    url = latest(plan.root)
+    if url is None:
         raise JobFailed("nothing was committed before the kill")
-    screen.say(f"  step-{killed_at:06d} is {left}; the latest committed is {resumed_from.rsplit('/', 1)[1]}")
+    resumed_from = step_of(url)
+    screen.say(f"  {step_name(killed_at)} is {left}; the latest committed is {step_name(resumed_from)}")
 
-    screen.chapter(f"2  Resuming on {RANKS_RESUMED} ranks from {resumed_from.rsplit('/', 1)[1]}")
-    resumed = train(plan, screen, ranks=RANKS_RESUMED, save=True, resume=resumed_from)
+    screen.chapter(f"2  Resuming on {RANKS_RESUMED} ranks from {step_name(resumed_from)}")
+    resumed = train(plan, screen, ranks=RANKS_RESUMED, save=True, resume=url)
+    last = latest(plan.root)
 
     screen.chapter(f"3  The same training on {RANKS} ranks, never stopped and never saved")
     reference = train(plan, screen, ranks=RANKS, save=False)
@@ -124,9 +124,9 @@ def tell_the_story(plan: Plan, screen: Screen) -> Outcome:
         reference=reference,
         killed_at=killed_at,
         state_after_kill=left,
-        resumed_from=int(resumed_from.rsplit("-", 1)[1]),
-        digests=digests_equal(plan.out / "digests", int(resumed_from.rsplit("-", 1)[1])),
-        last_committed=latest(plan.root) == plan.url(plan.steps // plan.save_every * plan.save_every),
+        resumed_from=resumed_from,
+        digests=digests_equal(plan.out / "digests", resumed_from),
+        last_committed=last is not None and step_of(last) == plan.steps // plan.save_every * plan.save_every,
     )
 
 
@@ -135,7 +135,7 @@ def place(url: str | None, screen: Screen) -> Iterator[str]:
     """A fresh root URL, under `url` or on a server that lives as long as this block."""
     run = time.strftime("run-%Y%m%d-%H%M%S")
     if url:
-        yield f"{url.rstrip('/')}/{run}"
+        yield f"{url.removesuffix('/')}/{run}"
         return
     import localstack
 
@@ -158,7 +158,7 @@ def main() -> int:
         try:
             with place(args.url, screen) as root:
                 outcome = tell_the_story(Plan(root, out, args.steps, save_every), screen)
-        except JobFailed as failure:
+        except (JobFailed, CkptCloudError) as failure:
             screen.console.print(f"\n{failure}", style="red", markup=False)
             return 1
         except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from demo_gpt.record import Record, Save
 
-BAR_WIDTH = 24
+BAR_WIDTH = 10
 
 
 class Screen:
@@ -43,7 +43,7 @@ class Screen:
     def follow(self, event: dict[str, Any], record: Record, steps: int) -> None:
         """Show an event that `record` has just heard."""
         if event["kind"] == "step":
-            line = f"step {event['step']:>3}/{steps}  loss {event['loss']:.4f}"
+            line = f"step {event['step']:>3}/{steps}  loss {event['loss']:.3f}"
             if self.console.is_terminal:
                 self._live.update(_bar(event["step"], steps).append(f"  {line}  {_last_save(record)}"))
             elif event["step"] % self._plain_every == 0:
@@ -68,17 +68,20 @@ class Screen:
 
 def _bar(step: int, steps: int) -> Text:
     done = BAR_WIDTH * step // steps
-    return Text("  ").append("━" * done, "cyan").append("━" * (BAR_WIDTH - done), "bright_black")
+    return (
+        Text("  ", no_wrap=True, overflow="ellipsis")
+        .append("━" * done, "cyan")
+        .append("━" * (BAR_WIDTH - done), "bright_black")
+    )
 
 
 def _last_save(record: Record) -> str:
     if not record.saves:
         return ""
     save = record.saves[max(record.saves)]
-    if save.committed:
-        return f"save {save.step}: {_figures(save)}"
-    waited = "" if save.blocked_s is None else f", blocked {save.blocked_s:.2f} s"
-    return f"save {save.step}: uploading{waited}"
+    moved = f"{save.size_bytes / 1e6:.1f} MB {save.gib_per_s:.2f} GiB/s" if save.committed else "uploading"
+    waited = "" if save.blocked_s is None else f" blocked {save.blocked_s:.2f} s"
+    return f"save {save.step} {moved}{waited}"
 
 
 def _figures(save: Save) -> str:

@@ -27,6 +27,7 @@ from ckpt_cloud.events import Event
 from demo_gpt.data import Place, batch, standard_library
 from demo_gpt.digest import digests
 from demo_gpt.model import CONTEXT, VOCABULARY, sharded_gpt
+from demo_gpt.steps import step_name
 
 SEED = 7
 GLOBAL_ROWS = 16
@@ -36,7 +37,7 @@ WARMUP_STEPS = 8
 
 def tell(kind: str, **fields: Any) -> None:
     # One write of less than a pipe's atomic 4096 bytes: lines of several ranks never mix.
-    os.write(1, (json.dumps({"kind": kind, **fields}) + "\n").encode())
+    os.write(1, (json.dumps({"kind": kind, "rank": dist.get_rank(), **fields}) + "\n").encode())
 
 
 class Trainer:
@@ -94,7 +95,7 @@ class Flight:
         """Wait until the checkpoint is committed, or raise what went wrong."""
         self.future.result()
         report = self.writer.report
-        tell("saved", rank=dist.get_rank(), step=self.step, bytes=report.bytes_written, seconds=report.seconds)
+        tell("saved", step=self.step, bytes=report.bytes_written, seconds=report.seconds)
 
 
 class Saver:
@@ -113,12 +114,12 @@ class Saver:
         write_digests(self.notes / f"saved-{trainer.step}.json", state)
         began = time.perf_counter()
         self.land()
-        tell("saving", rank=dist.get_rank(), step=trainer.step)
-        url = f"{self.root}/step-{trainer.step:06d}"
+        url = f"{self.root}/{step_name(trainer.step)}"
         writer = ckpt_cloud.ObjectStoreWriter(url, on_event=_tell_when_uploaded(trainer.step))
         future = ckpt_cloud.async_save(
             trainer.state(), checkpoint_id=url, storage_writer=writer, process_group=self.group
         )
+        assert isinstance(future, Future), "without a stager there is nothing to wait for but the upload"
         self.flight = Flight(trainer.step, writer, future)
         return time.perf_counter() - began
 
@@ -137,7 +138,7 @@ def _tell_when_uploaded(step: int) -> Callable[[Event], None]:
 
     def listener(event: Event) -> None:
         if isinstance(event, ckpt_cloud.PhaseEnded) and event.name == "write":
-            tell("uploaded", rank=dist.get_rank(), step=step)
+            tell("uploaded", step=step)
 
     return listener
 
@@ -157,7 +158,7 @@ def resume(trainer: Trainer, url: str, notes: Path) -> None:
     seconds = time.perf_counter() - began
     # Not of what was loaded but of what the model and the optimizer now hold.
     write_digests(notes / f"restored-{trainer.step}.json", trainer.state())
-    tell("restored", rank=dist.get_rank(), step=trainer.step, seconds=seconds)
+    tell("restored", step=trainer.step, seconds=seconds)
 
 
 def train(trainer: Trainer, saver: Saver | None, *, steps: int, save_every: int) -> None:
@@ -194,7 +195,7 @@ def main() -> None:
     parser.add_argument("--notes", type=Path, required=True, help="folder for the digests")
     args = parser.parse_args()
     with process_group():
-        tell("started", rank=dist.get_rank(), pid=os.getpid())
+        tell("started", pid=os.getpid())
         trainer = Trainer()
         if args.resume:
             resume(trainer, args.resume, args.notes)
