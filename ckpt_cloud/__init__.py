@@ -58,10 +58,15 @@ __all__ = [
 ]
 
 
+CkptCloudError.__module__ = __name__
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    # Tracebacks and docs name the place that is promised, not the room behind it.
+    value.__module__ = __name__
     globals()[name] = value
     return value
 

@@ -184,9 +184,10 @@ def _settled(upload: Future[T], writer: StorageWriter) -> Future[T]:
 
 
 def _after_failed_save(failure: BaseException, writer: StorageWriter) -> BaseException:
-    """The error to raise. A failure that all ranks know of, with a commit that is known not to be, is cleaned up."""
-    unknown = any(isinstance(error, CommitStateUnknown) for error in _failures(failure))
-    if isinstance(writer, ObjectStoreWriter) and not unknown:
+    """The error to raise. What a save left that certainly did not commit, and never will, is deleted."""
+    certain = all(isinstance(e, Exception) and not isinstance(e, CommitStateUnknown) for e in _failures(failure))
+    # An interrupt may have come between the commit and its answer.
+    if isinstance(writer, ObjectStoreWriter) and certain:
         writer.discard()
     return _ours(failure)
 

@@ -36,7 +36,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 def event_loop() -> asyncio.AbstractEventLoop:
     """The private loop of this process; started when first asked for."""
-    global _loop
+    global _loop  # noqa: PLW0603 - one loop per process
     with _lock:
         if _loop is None or _loop.is_closed():
             _loop = _start()
@@ -59,7 +59,7 @@ def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, pid: int) -
 
 
 def _forget_after_fork() -> None:
-    global _loop, _lock
+    global _loop, _lock  # noqa: PLW0603 - the thread is gone in the child
     _loop = None
     _lock = threading.Lock()
 

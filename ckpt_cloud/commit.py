@@ -34,6 +34,8 @@ from ckpt_cloud.protocol import Answer, Failed, Intent, Put, ReadBack, Seen, Ste
 from ckpt_cloud.stores import CREATE, ObjectStore, Replace
 
 _MANIFEST_LIMIT = 1 << 32
+_REGISTER_TIMEOUT_S = 15.0
+"""For one request about `COMMIT`, which is tiny: a store that needs longer does not answer."""
 _UNCLEAR = (StoreUnavailable, Throttled)
 
 
@@ -45,9 +47,14 @@ async def read_register(store: ObjectStore, *, under: str = "") -> Seen:
     """
     key = join(under, COMMIT_KEY)
     try:
-        data, info = await store.get(key, limit=registers.MAX_BYTES)
+        async with asyncio.timeout(_REGISTER_TIMEOUT_S):
+            data, info = await store.get(key, limit=registers.MAX_BYTES)
     except NotFound:
         return Seen(None)
+    except TimeoutError:
+        hint = "check the endpoint and the network, then try again"
+        message = f"COMMIT could not be read within {_REGISTER_TIMEOUT_S:.0f} s"
+        raise StoreUnavailable(message, f"{store.url}/{key}", hint) from None
     return Seen(registers.decode(data, f"{store.url}/{key}"), info.version)
 
 
@@ -121,8 +128,15 @@ class _Publication:
         give_up = time.monotonic() + self.options.deadline_s
         pauses = _pauses(self.options)
         step: Step = protocol.first_step(self.intent, seen, self.store.url)
+        in_doubt = False
         while isinstance(step, Put):
-            step = await self._put_once(step, give_up, unknown)
+            try:
+                answer = await self._send(step)
+            except CkptCloudError as error:
+                # A clear no to this put says nothing of an earlier one that may land yet.
+                raise _because(unknown, error) if in_doubt else error from None
+            in_doubt = in_doubt or answer is Answer.UNCLEAR
+            step = await self._learn(step, answer, give_up, unknown)
             if isinstance(step, Put):
                 pause = next(pauses)
                 if time.monotonic() + pause > give_up:
@@ -131,21 +145,21 @@ class _Publication:
         if isinstance(step, Failed):
             raise step.error
 
-    async def _put_once(self, put: Put, give_up: float, unknown: CkptCloudError) -> Step:
-        answer = await self._send(put)
-        step: Step = protocol.after_put(answer)
-        if isinstance(step, ReadBack):
-            seen = await self._read_back(give_up, unknown)
-            step = protocol.after_read_back(self.intent, put, seen, self.store.url)
-        return step
+    async def _learn(self, put: Put, answer: Answer, give_up: float, unknown: CkptCloudError) -> Step:
+        step = protocol.after_put(answer)
+        if not isinstance(step, ReadBack):
+            return step
+        seen = await self._read_back(give_up, unknown)
+        return protocol.after_read_back(self.intent, put, seen, self.store.url)
 
     async def _send(self, put: Put) -> Answer:
         condition = CREATE if put.replaces is None else Replace(put.replaces)
         try:
-            await self.store.put(COMMIT_KEY, registers.encode(self.intent.register), condition)
+            async with asyncio.timeout(_REGISTER_TIMEOUT_S):
+                await self.store.put(COMMIT_KEY, registers.encode(self.intent.register), condition)
         except (AlreadyExists, PreconditionFailed, NotFound):
             return Answer.REFUSED
-        except _UNCLEAR:
+        except (*_UNCLEAR, TimeoutError):
             return Answer.UNCLEAR
         return Answer.APPLIED
 
@@ -163,8 +177,12 @@ class _Publication:
         try:
             return await retrying(read_register, self.store)
         except CkptCloudError as error:
-            unknown.add_note(f"reading COMMIT back failed: {error}")
-            raise unknown from None
+            raise _because(unknown, error) from None
+
+
+def _because(unknown: CkptCloudError, error: CkptCloudError) -> CkptCloudError:
+    unknown.add_note(f"the last answer was {type(error).__name__}: {error}")
+    return unknown
 
 
 def _pauses(options: CommitOptions) -> Iterator[float]:

@@ -4,7 +4,6 @@
     ├── TryAgain                    the same call may succeed later
     │   ├── StoreUnavailable        unreachable, reset, timed out, or a 5xx
     │   ├── Throttled               the store asks for fewer requests
-    │   ├── DeadlineExceeded        our own limit on a whole save or load ran out
     │   ├── CheckpointChanged       replaced while it was being read
     │   └── CommitStateUnknown      the commit may or may not have landed; nothing was deleted
     ├── FixRequest                  the call, the configuration or a permission must change first
@@ -120,12 +119,6 @@ class Throttled(TryAgain):
     """The store asks for fewer requests (429, 503 SlowDown)."""
 
     kind = "throttled"
-
-
-class DeadlineExceeded(TryAgain, TimeoutError):
-    """Our own limit for a whole operation ran out."""
-
-    kind = "deadline-exceeded"
 
 
 class CheckpointChanged(TryAgain):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from ckpt_cloud.stores.foreign_errors import translated
 from ckpt_cloud.stores.local import LocalStore
 from ckpt_cloud.stores.native import NativeStore
 
+_MANGLED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""`s3:/bucket/run`: what `pathlib.Path` makes of a URL."""
 SCHEMES = ("s3", "file", "memory")
 _memory: dict[str, obstores.MemoryStore] = {}
 """`memory://NAME/…` of this process; gone with it."""
@@ -55,7 +58,10 @@ def parse_url(url: str | os.PathLike[str]) -> Location:
     """
     text = os.fspath(url)
     scheme, separator, rest = text.partition("://")
+    scheme = scheme.lower()
     if not separator:
+        if _MANGLED.match(text):
+            raise InvalidURL("a URL that lost a slash", text, "keep URLs as str: pathlib.Path turns // into /")
         return _file(text)
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)

@@ -99,8 +99,7 @@ class _Upload:
         """The pack's bytes in order; only the buffers of one part are held here at a time."""
         for segments in parts(plan, self.nbytes):
             pieces = await self._views(plan, segments) or [await self._staged(plan, segments)]
-            for piece in pieces:
-                await in_thread(sums.update, piece)
+            await in_thread(_add, sums, pieces)
             self.recorder.moved("up", key, sum(map(len, pieces)))
             while pieces:
                 yield pieces.pop(0)
@@ -139,3 +138,9 @@ class _Upload:
             else:
                 self.source.copy(segment.entry, segment.start, segment.end, target)
             at += len(target)
+
+
+def _add(sums: BlockSums, pieces: list[memoryview]) -> None:
+    # In a function of its own: a loop variable in the generator would hold on to a part that waits for the budget.
+    for piece in pieces:
+        sums.update(piece)
