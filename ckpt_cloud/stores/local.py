@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import AsyncIterable, Iterator
+from collections.abc import AsyncIterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,6 +39,14 @@ class LocalStore(NativeStore):
         await in_thread(_sync, self._root / key, self._root)
         return version
 
+    async def list_children(self, prefix: str = "") -> Sequence[str]:
+        below = self._root / prefix
+        return [name for name in await super().list_children(prefix) if await in_thread(_has_files, below / name)]
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        await super().delete(keys)
+        await in_thread(_prune, [self._root / key for key in keys], self._root)
+
     def _replace(self, key: str, data: Buffer, version: str) -> str | None:
         """Compares and replaces under a lock on the directory that every writer of this library takes."""
         path = join(self._prefix, key)
@@ -60,6 +68,22 @@ def _locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _has_files(directory: Path) -> bool:
+    return any(files for _, _, files in os.walk(directory))
+
+
+def _prune(paths: Sequence[Path], root: Path) -> None:
+    """Removes directories below `root` that held `paths` and are empty now; an object store has none."""
+    for path in paths:
+        for directory in path.parents:
+            if directory == root:
+                break
+            try:
+                directory.rmdir()
+            except OSError:
+                break
 
 
 def _sync(path: Path, root: Path) -> None:

@@ -99,7 +99,7 @@ def open_store(location: Location, options: StoreOptions, *, first_contact: bool
             memory = _memory.setdefault(location.bucket, obstores.MemoryStore())
             return NativeStore(memory, memory, location.path, location.url)
         if location.scheme == "file":
-            return LocalStore(obstores.LocalStore(automatic_cleanup=True), Path(location.path), location.url)
+            return LocalStore(obstores.LocalStore(), Path(location.path), location.url)
         return s3.open_s3(location.bucket, location.path, location.url, options, first_contact=first_contact)
 
 

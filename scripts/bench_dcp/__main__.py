@@ -81,7 +81,7 @@ def print_table(figures: Figures, backends: list[str]) -> None:
         grown = max(run["rss_growth"] for run in runs) / (1 << 20)
         row = (f"{wall:.2f}", f"{gib / wall:.2f}", f"{cpu / gib:.2f}", f"{grown:.0f}", *(f"{r:.2f}" for r in ratios))
         table.add_row(direction, backend, *row)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 if __name__ == "__main__":
