@@ -37,7 +37,8 @@
     └── StoreError                  what a single store operation answered, for code that talks to stores
         ├── NotFound                also a FileNotFoundError
         ├── AlreadyExists           also a FileExistsError
-        └── PreconditionFailed
+        ├── PreconditionFailed
+        └── RangeNotSatisfiable     the object ends before the range does
 
 The categories say what a handler does next. `kind` is a stable name for machines. Every class can be pickled,
 since DCP sends exceptions between ranks, and none carries a secret.
@@ -299,3 +300,9 @@ class PreconditionFailed(StoreError):
     """The object is not the version that the request named."""
 
     kind = "precondition-failed"
+
+
+class RangeNotSatisfiable(StoreError):
+    """The object ends before the range that was asked for."""
+
+    kind = "range-not-satisfiable"

@@ -94,6 +94,7 @@ class ObjectStore(Protocol):
         Raises:
             NotFound: no such object.
             PreconditionFailed: the object is another version.
+            RangeNotSatisfiable: the object ends before `end`.
             StoreUnavailable: fewer or more bytes came than asked for.
         """
         ...

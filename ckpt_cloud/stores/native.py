@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import obstore
 
-from ckpt_cloud.errors import RequestRefused, StoreUnavailable
+from ckpt_cloud.errors import RangeNotSatisfiable, RequestRefused, StoreUnavailable
 from ckpt_cloud.format.layout import join
 from ckpt_cloud.stores.base import ANY, CREATE, Buffer, Condition, ObjectInfo, Replace
 from ckpt_cloud.stores.foreign_errors import translated
@@ -64,12 +64,23 @@ class NativeStore:
         options: GetOptions = {"range": (start, end)}
         if version is not None:
             options["if_match"] = version
-        with self._translated("read", key):
-            result = await obstore.get_async(self._data, join(self._prefix, key), options=options)
-            data = memoryview(await result.bytes_async())
-        if len(data) != end - start:
-            raise StoreUnavailable(f"read: {len(data)} bytes came instead of {end - start}", self._at(key), "try again")
+        try:
+            with self._translated("read", key):
+                result = await obstore.get_async(self._data, join(self._prefix, key), options=options)
+                data = memoryview(await result.bytes_async())
+            if len(data) != end - start:
+                raise StoreUnavailable(f"read: {len(data)} bytes came instead of {end - start}", self._at(key))
+        except (StoreUnavailable, RequestRefused):
+            await self._check_size(key, end)
+            raise
         return data
+
+    async def _check_size(self, key: str, end: int) -> None:
+        """Tells a range that does not exist, which stores report in many ways, from a passing fault."""
+        with self._translated("head", key):
+            size = (await obstore.head_async(self._data, join(self._prefix, key)))["size"]
+        if size < end:
+            raise RangeNotSatisfiable(f"read: the object has {size} bytes, {end} were asked for", self._at(key))
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
         root = join(self._prefix, prefix) if prefix else self._prefix

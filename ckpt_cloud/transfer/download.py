@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ckpt_cloud.errors import ChecksumMismatch, MissingObject, NotFound
+from ckpt_cloud.errors import ChecksumMismatch, MissingObject, NotFound, RangeNotSatisfiable
 from ckpt_cloud.events import Recorder
 from ckpt_cloud.format.checksum import first_bad_block, unpack_sums
 from ckpt_cloud.format.manifest import ObjectEntry
@@ -47,7 +47,7 @@ async def download(
 
     Raises:
         ChecksumMismatch: a block is wrong, twice.
-        MissingObject: an object is gone.
+        MissingObject: an object is gone, or shorter than the manifest says.
     """
     sums = {number: unpack_sums(objects[number].sums) for number in {fetch.object for fetch in fetches}}
     work = _Download(store, sink, objects, sums, Budget(options.memory_budget), recorder)
@@ -98,6 +98,9 @@ class _Download:
         except NotFound:
             hint = "the checkpoint was deleted meanwhile, or a lifecycle rule or another tool removed the object"
             raise MissingObject("a data object of the checkpoint is gone", where, hint) from None
+        except RangeNotSatisfiable as error:
+            hint = "the object was cut short; load an earlier checkpoint"
+            raise MissingObject(f"a data object should have {entry.size} bytes: {error.message}", where, hint) from None
 
     def _bad_block(self, fetch: Fetch, data: memoryview) -> int | None:
         size = self.objects[fetch.object].block_size
