@@ -168,12 +168,15 @@ class ObjectStoreReader(StorageReader):
             except CkptCloudError as error:
                 self._error = error
                 raise
-        if not isinstance(self._error, CheckpointNotFound):
-            return _Unavailable(self._error or CheckpointNotFound("nothing was opened"))
+        first = self._error
+        if first is not None and not isinstance(first, CheckpointNotFound):
+            return _Unavailable(first)
         try:
             return self._begin(Place.at(rank_location(location_of(self._url), rank), self._settings.store))
         except CkptCloudError as error:
-            return _Unavailable(self._error if isinstance(error, CheckpointNotFound) else error)
+            if first is None:
+                raise
+            return _Unavailable(first if isinstance(error, CheckpointNotFound) else error)
 
     def set_up_storage_reader(
         self,
@@ -247,6 +250,7 @@ class ObjectStoreReader(StorageReader):
             manifest = manifests.decode(opened.data, opened.reference, f"{place.location.url}/{opened.reference.key}")
             metadata = to_dcp(manifest)
         self._load = _Load(place, manifest, recorder)
+        self._error = None
         meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta = dataclasses.replace(meta, checkpoint_id=place.location.url, load_id=manifest.attempt)
         return metadata
