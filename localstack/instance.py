@@ -18,6 +18,8 @@ from localstack.workspace import Workspace
 _POLL_S = 0.05
 _LOG_TAIL_LINES = 25
 
+_CLOUD_VARIABLES = ("AWS_", "AZURE_", "GOOGLE_", "STORAGE_EMULATOR_")
+
 
 class Instance:
     """A planned server that can be brought up and down any number of times, then closed."""
@@ -44,7 +46,7 @@ class Instance:
         self.child = Child(
             self.launch.command,
             cwd=self._workspace.path,
-            env={**os.environ, **self.launch.server_env},
+            env={**_own_environment(), **self.launch.server_env},
             log=self.log_path,
         )
         try:
@@ -118,3 +120,8 @@ class Instance:
     def _log_tail(self) -> str:
         lines = self.log_path.read_text(errors="replace").splitlines()
         return "\n".join(lines[-_LOG_TAIL_LINES:])
+
+
+def _own_environment() -> dict[str, str]:
+    """This process's environment without anybody's cloud: a server takes AWS_* keys in it for further users."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_CLOUD_VARIABLES)}

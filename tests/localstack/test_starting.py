@@ -175,3 +175,16 @@ def test_a_killed_process_takes_its_servers_along(eventually):
     status, (url,) = run_python(script, {})
     assert status == -signal.SIGKILL
     eventually(lambda: not ports.accepts(int(url.rpartition(":")[2])))
+
+
+def test_keys_in_the_environment_are_not_the_servers(monkeypatch):
+    """SeaweedFS makes a user of AWS_* keys that it finds, and then refuses the one it was configured with."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "localstack")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-another-server")
+    try:
+        with localstack.start("seaweedfs") as server:
+            server.create_bucket("bucket")
+    except localstack.NotInstalled as missing:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(missing))
