@@ -1,0 +1,108 @@
+"""The command line as a user calls it: in a process of its own, on local checkpoints."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ckpt_cloud
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A run with two committed checkpoints, one that died, and a directory that is none."""
+    root = tmp_path_factory.mktemp("run")
+    for step in (1, 2):
+        state = {"w": torch.full((4, 3), float(step)), "half": torch.ones(5, dtype=torch.bfloat16), "step": step}
+        ckpt_cloud.save(state, checkpoint_id=root / f"step-{step}")
+    dead = root / "step-3" / "data" / ("0" * 32)
+    dead.mkdir(parents=True)
+    (dead / "0.safetensors").write_bytes(b"half")
+    (root / "empty").mkdir()
+    return root
+
+
+def command(*args: object) -> subprocess.CompletedProcess[str]:
+    code = "from ckpt_cloud.cli import main; import sys; main()"
+    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, check=False)
+
+
+def test_ls_shows_every_checkpoint_with_its_state(root):
+    done = command("ls", root, "--json")
+    assert done.returncode == 0, done.stderr
+    states = {info["name"]: info["state"] for info in json.loads(done.stdout)}
+    assert states == {"step-1": "committed", "step-2": "committed", "step-3": "incomplete"}
+
+
+def test_ls_prints_a_table(root):
+    lines = command("ls", root).stdout.splitlines()
+    assert len(lines) == 1 + 3
+    assert lines[-1].split()[:2] == ["step-2", "committed"]
+
+
+def test_show_says_what_a_checkpoint_holds(root):
+    shown = json.loads(command("show", root / "step-2", "--json").stdout)
+    assert shown["tensors"]["w"] == {"dtype": "float32", "shape": [4, 3], "bytes": 48, "shards": 1}
+    assert shown["tensors"]["half"]["bytes"] == 10
+    assert set(shown["items"]) == {"step"}
+    assert [entry["key"].endswith("/0.safetensors") for entry in shown["objects"]] == [True]
+
+
+def test_show_prints_a_table(root):
+    text = command("show", root / "step-2").stdout
+    assert "4 × 3" in text
+    assert "bfloat16" in text
+    assert "1 objects" in text
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "said"),
+    [
+        (("show", "step-9"), 1, "no checkpoint is here"),
+        (("show", "step-3"), 1, "data but no COMMIT"),
+        (("show", "gopher://x/y"), 2, "unknown scheme"),
+        (("ls", "s3:/bucket/run"), 2, "lost a slash"),
+        (("show",), 2, "Missing argument"),
+    ],
+)
+def test_mistakes_end_in_a_message_and_a_status(root, args, status, said):
+    url = [str(root / arg) if arg.startswith("step-") else arg for arg in args]
+    done = command(*url)
+    assert done.returncode == status
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_damage_has_a_status_of_its_own(root, tmp_path):
+    damaged = tmp_path / "damaged"
+    ckpt_cloud.save({"w": torch.ones(2)}, checkpoint_id=damaged)
+    manifest = next(damaged.glob("data/*/manifest"))
+    manifest.write_bytes(manifest.read_bytes()[:-1])
+    assert command("show", damaged).returncode == 4
+
+
+def test_version_and_help():
+    assert command("--version").stdout.strip() == ckpt_cloud.__version__
+    shown = command("--help").stdout
+    assert "ls" in shown
+    assert "show" in shown
+
+
+def test_looking_does_not_pay_for_torch(root):
+    code = f"""
+import sys
+sys.argv = ["ckpt-cloud", "show", {str(root / "step-1")!r}]
+from ckpt_cloud.cli import main
+try:
+    main()
+except SystemExit as left:
+    assert not left.code
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent, stdout=subprocess.DEVNULL)
