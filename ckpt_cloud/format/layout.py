@@ -59,13 +59,18 @@ def rank_path(rank: int) -> str:
     return f"{RANK_PREFIX}{rank:05d}"
 
 
+def is_key(text: str) -> bool:
+    """Whether `text` is a key that this format writes."""
+    return _KEY.fullmatch(text) is not None
+
+
 def check_key(key: str) -> str:
     """`key`, if it is one that this format writes; keys from storage are never used unchecked.
 
     Raises:
         CorruptManifest: anything else, such as an absolute key, another URL, `..` or an empty name.
     """
-    if not _KEY.fullmatch(key):
+    if not is_key(key):
         raise CorruptManifest(f"the manifest names {key[:200]!r}, which is not a key of this checkpoint")
     return key
 

@@ -122,7 +122,7 @@ def decode(data: bytes, expected: ManifestRef, url: str) -> Manifest:
         raise CorruptManifest("the manifest has an unknown magic", url)
     try:
         manifest = _decoder.decode(memoryview(data)[len(MAGIC) :])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptManifest(f"the manifest does not decode: {error}", url) from error
     if not is_id(manifest.attempt):
         raise CorruptManifest("the manifest has a malformed attempt id", url)

@@ -78,14 +78,18 @@ def parse_header(data: bytes) -> tuple[int, dict[str, Any]]:
         raise CorruptManifest("not the start of a safetensors file")
     try:
         table = msgspec.json.decode(data[8 : 8 + length], type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptManifest(f"the pack's header does not decode: {error}") from error
     return 8 + length, table
 
 
 def header_bytes_bound(entry: PackEntry) -> int:
-    """At most this many bytes of header does `entry` take: its name thrice, escaped, and its numbers twice."""
-    return 3 * (6 * len(entry.fqn) + 24 * len(entry.shape)) + 120 + 100 * len(entry.shape)
+    """At most this many bytes of header does `entry` take.
+
+    Its name stands there three times, a character escaped as up to 6 bytes, and 7 within the metadata's own JSON; for
+    each dimension there are six numbers of up to 20 digits.
+    """
+    return (6 + 7 + 7) * len(entry.fqn) + 172 * len(entry.shape) + 260
 
 
 def _name(entry: PackEntry) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from ckpt_cloud.errors import CorruptCommit, Unsupported
-from ckpt_cloud.format.layout import NO_ID, check_key, is_id
+from ckpt_cloud.format.layout import NO_ID, is_id, is_key
 
 FORMAT = "ckpt-cloud"
 VERSION = 1
@@ -70,7 +70,7 @@ def decode(data: bytes, url: str) -> Register:
     _check_version(data, url)
     try:
         register = _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptCommit(f"COMMIT does not decode: {error}", url) from error
     _check(register, url)
     return register
@@ -86,7 +86,7 @@ def _check_version(data: bytes, url: str) -> None:
     """Looks at the version before anything else, since a newer one may have other fields."""
     try:
         seen = msgspec.json.decode(data, type=_Version)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptCommit(f"COMMIT does not decode: {error}", url) from error
     if seen.format != FORMAT:
         raise CorruptCommit(f"COMMIT is of format {seen.format[:50]!r}, not {FORMAT!r}", url)
@@ -104,6 +104,6 @@ def _check(register: Register, url: str) -> None:
     if (register.state == "committed") != (register.manifest is not None):
         raise CorruptCommit(f"COMMIT is {register.state} and its manifest entry does not fit that", url)
     if register.manifest is not None:
-        check_key(register.manifest.key)
-        if register.manifest.size <= 0 or len(register.manifest.sha256) != 64:
+        sane = is_key(register.manifest.key) and register.manifest.size > 0
+        if not sane or len(register.manifest.sha256) != 64:
             raise CorruptCommit("COMMIT has a malformed manifest entry", url)

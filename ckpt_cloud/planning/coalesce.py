@@ -27,6 +27,8 @@ class Range:
 def coalesce(spans: Iterable[Span], *, object_size: int, block: int, max_range: int, max_gap: int) -> Iterator[Range]:
     """Covers `spans`, which may overlap, with ranges in ascending order.
 
+    Ranges of spans that do not overlap share the block between them at most; a span within a range joins it.
+
     Args:
         block: ranges begin and end at multiples of it (the last at `object_size`), so that each can be verified.
         max_range: spans are merged only while the range stays within it; a longer span has a range of its own.
@@ -37,7 +39,7 @@ def coalesce(spans: Iterable[Span], *, object_size: int, block: int, max_range: 
     for span in sorted(spans, key=lambda s: (s.start, s.end)):
         low = span.start // block * block
         high = min(object_size, -(-span.end // block) * block)
-        if group and (low > end + max_gap or max(end, high) - start > max_range):
+        if group and high > end and (low > end + max_gap or high - start > max_range):
             yield Range(start, end, tuple(group))
             group = []
         if not group:

@@ -91,9 +91,8 @@ def _pieces(plan: PackPlan, nbytes: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 def _groups(entries: Sequence[PackEntry], *, pack_size: int) -> Iterator[list[int]]:
     """Consecutive runs of about the same number of bytes."""
-    total = sum(entry.nbytes for entry in entries)
-    count = max(1, -(-total // pack_size))
-    target = -(-total // count)
+    rest = sum(entry.nbytes for entry in entries)
+    target = _even_share(rest, pack_size)
     group: list[int] = []
     filled = header_bound = 0
     for index, entry in enumerate(entries):
@@ -102,11 +101,19 @@ def _groups(entries: Sequence[PackEntry], *, pack_size: int) -> Iterator[list[in
         over_size = filled + entry.nbytes // 2 > target or filled + entry.nbytes > pack_size
         if group and (over_size or over_header):
             yield group
+            rest -= filled
+            # Anew for each, so that what one leaves to the others does not pile up in the last.
+            target = _even_share(rest, pack_size)
             group, filled, header_bound = [], 0, 0
         group.append(index)
         filled += entry.nbytes
         header_bound += header_bytes_bound(entry)
     yield group
+
+
+def _even_share(total: int, pack_size: int) -> int:
+    """Bytes for each of as few packs as hold `total`."""
+    return -(-total // max(1, -(-total // pack_size)))
 
 
 def _pack(entries: Sequence[PackEntry], group: list[int], attempt: str, *, part_size: int) -> PackPlan:

@@ -1,0 +1,133 @@
+"""Entries to packs: each once, where the plan says, in objects of like size; packs to parts: each byte once."""
+
+import json
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from ckpt_cloud.errors import Unsupported
+from ckpt_cloud.format.dtypes import SIZES
+from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
+from ckpt_cloud.planning.save import MAX_PARTS, PackPlan, Segment, part_size_for, parts, plan_packs
+
+ATTEMPT = "0190b5c4f00e7abc8def0123456789ab"
+MIB = 1 << 20
+
+
+def entry(number, dtype, count):
+    nbytes = count * SIZES.get(dtype, 1)
+    return PackEntry(f"layer.{number}", dtype, (count,), (0,), (count,), nbytes)
+
+
+@st.composite
+def batches(draw):
+    kinds = st.tuples(st.sampled_from([*SIZES, ITEM_DTYPE]), st.integers(1, 300))
+    return [entry(number, *kind) for number, kind in enumerate(draw(st.lists(kinds, max_size=40)))]
+
+
+@given(batches(), st.integers(1, 5000), st.integers(64, 4096))
+def test_every_entry_once_where_the_plan_says(entries, pack_size, part_size):
+    packs = plan_packs(entries, ATTEMPT, pack_size=pack_size, part_size=part_size)
+
+    assert sorted(index for pack in packs for index in pack.entries) == list(range(len(entries)))
+    for pack in packs:
+        ends = [start + entries[index].nbytes for index, start in zip(pack.entries, pack.starts, strict=True)]
+        assert [len(pack.header), *ends] == [*pack.starts, pack.size]
+        table = json.loads(pack.header[8:])
+        for index, start in zip(pack.entries, pack.starts, strict=True):
+            low, high = table[entries[index].fqn]["data_offsets"]
+            assert (len(pack.header) + low, high - low) == (start, entries[index].nbytes)
+
+
+@given(batches(), st.integers(1, 5000))
+def test_neighbours_stay_neighbours(entries, pack_size):
+    packs = plan_packs(entries, ATTEMPT, pack_size=pack_size, part_size=MIB)
+    runs = [sorted(pack.entries) for pack in packs]
+    assert [index for run in runs for index in run] == list(range(len(entries)))
+
+
+@given(batches(), st.integers(1, 5000))
+def test_packs_are_bounded_unless_one_entry_alone_is_larger(entries, pack_size):
+    for pack in plan_packs(entries, ATTEMPT, pack_size=pack_size, part_size=MIB):
+        assert pack.size - len(pack.header) <= pack_size or len(pack.entries) == 1
+
+
+@given(batches(), st.integers(1, 5000))
+def test_tensors_are_aligned_to_their_elements(entries, pack_size):
+    for pack in plan_packs(entries, ATTEMPT, pack_size=pack_size, part_size=MIB):
+        for index, start in zip(pack.entries, pack.starts, strict=True):
+            assert start % min(8, SIZES.get(entries[index].dtype, 1)) == 0
+
+
+@given(st.integers(1, 300), st.integers(1, 50), st.floats(1, 60))
+def test_like_entries_make_like_packs(count, nbytes, packs_of):
+    entries = [entry(number, "uint8", nbytes) for number in range(count)]
+    pack_size = int(nbytes * packs_of)
+    counts = [len(p.entries) for p in plan_packs(entries, ATTEMPT, pack_size=pack_size, part_size=MIB)]
+    # No pack is left with scraps, and there are no more packs than it takes.
+    assert min(counts) >= max(counts) // 2
+    assert len(counts) <= math.ceil(count / (pack_size // nbytes)) + 1
+
+
+def test_33_entries_of_100_bytes_in_packs_of_1000():
+    entries = [entry(number, "uint8", 100) for number in range(33)]
+    packs = plan_packs(entries, ATTEMPT, pack_size=1000, part_size=MIB)
+    assert sorted(len(pack.entries) for pack in packs) == [8, 8, 8, 9]
+
+
+def test_a_header_never_comes_near_what_safetensors_refuses():
+    entries = [PackEntry("n" * 50_000 + str(number), "uint8", (1,), (0,), (1,), 1) for number in range(120)]
+    packs = plan_packs(entries, ATTEMPT, pack_size=MIB, part_size=MIB)
+    assert len(packs) > 1
+    assert max(len(pack.header) for pack in packs) < 50_000_000
+    assert sum(len(pack.entries) for pack in packs) == len(entries)
+
+
+def test_nothing_to_write_makes_no_pack():
+    assert plan_packs([], ATTEMPT, pack_size=MIB, part_size=MIB) == []
+
+
+@pytest.mark.parametrize("part_size", [5 * MIB, 16 * MIB, 1 << 30])
+def test_part_size_doubles_just_above_10_000_parts(part_size):
+    assert part_size_for(1, part_size) == part_size
+    assert part_size_for(MAX_PARTS * part_size, part_size) == part_size
+    assert part_size_for(MAX_PARTS * part_size + 1, part_size) == 2 * part_size
+    assert part_size_for(4 * MAX_PARTS * part_size, part_size) == 4 * part_size
+    assert MAX_PARTS == 10_000
+
+
+def test_what_no_object_can_hold_is_refused():
+    largest = MAX_PARTS * (4 << 30)
+    assert part_size_for(largest, 4 << 30) == 4 << 30
+    with pytest.raises(Unsupported, match=str(largest + 1)):
+        part_size_for(largest + 1, 4 << 30)
+
+
+@given(st.lists(st.integers(0, 50), max_size=12), st.integers(1, 40), st.integers(1, 60), st.randoms())
+def test_parts_cover_every_byte_once_in_order(nbytes, header_bytes, part_size, chance):
+    order = [index for index in range(len(nbytes)) if nbytes[index]]
+    chance.shuffle(order)
+    size = header_bytes + sum(nbytes)
+    plan = PackPlan(tuple(order), (), b"h" * header_bytes, size, part_size)
+
+    found = list(parts(plan, nbytes))
+
+    expected = [(-1, at) for at in range(header_bytes)] + [(e, at) for e in order for at in range(nbytes[e])]
+    assert [(s.entry, at) for part in found for s in part for at in range(s.start, s.end)] == expected
+    sizes = [sum(s.end - s.start for s in part) for part in found]
+    assert sizes == [part_size] * (size // part_size) + [size % part_size] * (size % part_size > 0)
+    assert all(before.entry != after.entry for part in found for before, after in pairwise(part))
+
+
+@given(batches(), st.integers(100, 5000), st.integers(16, 500))
+def test_parts_of_a_plan_add_up_to_it(entries, pack_size, part_size):
+    nbytes = [e.nbytes for e in entries]
+    for plan in plan_packs(entries, ATTEMPT, pack_size=pack_size, part_size=part_size):
+        assume(plan.part_size < 10 * part_size)
+        found = list(parts(plan, nbytes))
+        assert len(found) == math.ceil(plan.size / plan.part_size)
+        assert sum(s.end - s.start for part in found for s in part) == plan.size
+        assert found[0][0] == Segment(-1, 0, min(plan.part_size, len(plan.header)))

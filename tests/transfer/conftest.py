@@ -1,0 +1,172 @@
+"""A store of the tests' own, so that what moves can be counted, slowed, broken and cut."""
+
+import asyncio
+import weakref
+from types import SimpleNamespace
+
+import pytest
+
+from ckpt_cloud.errors import NotFound
+from ckpt_cloud.events import Recorder
+from ckpt_cloud.stores import ANY
+from ckpt_cloud.transfer.budget import StagedBuffer
+
+
+class Gauge:
+    """A number that goes up and down, and its peak."""
+
+    def __init__(self):
+        self.now = self.peak = 0
+
+    def add(self, amount):
+        self.now += amount
+        self.peak = max(self.peak, self.now)
+
+
+class Fetched(bytearray):
+    """Bytes of a ranged read whose end can be seen."""
+
+
+class FakeStore:
+    """An `ObjectStore` in memory.
+
+    `before_part` and `before_read` are awaited for every request with its key and number; what they raise is the
+    request's answer. `on_read` may replace what a read gives.
+    """
+
+    url = "fake://bucket/run"
+
+    def __init__(self):
+        self.objects = {}
+        self.requests = Gauge()
+        self.uploads = Gauge()
+        self.staged_bytes = Gauge()
+        self.fetched_bytes = Gauge()
+        self.reads = []
+        self.parts = {}
+        self.aborted = []
+        self.before_part = self.before_read = self._a_few_turns
+        self.on_read = lambda key, number, data: data
+        self._known = weakref.WeakSet()
+
+    async def put(self, key, data, condition=ANY):
+        self._see(data)
+        with_uploads = self.uploads
+        with_uploads.add(1)
+        try:
+            await self._part(key, 0, [data])
+        except BaseException:
+            self.aborted.append(key)
+            raise
+        finally:
+            with_uploads.add(-1)
+        self.objects[key] = bytes(data)
+        return f"v-{key}"
+
+    async def put_multipart(self, key, buffers, *, part_size, concurrency):
+        gate = asyncio.Semaphore(concurrency)
+        done = {}
+        self.uploads.add(1)
+
+        async def send(number, pieces):
+            try:
+                await self._part(key, number, pieces)
+                done[number] = b"".join(pieces)
+            finally:
+                gate.release()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                number = 0
+                async for pieces in self._cut(buffers, part_size):
+                    await gate.acquire()
+                    group.create_task(send(number, pieces))
+                    del pieces
+                    number += 1
+        except BaseException as error:
+            self.aborted.append(key)
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None
+        finally:
+            self.uploads.add(-1)
+        self.parts[key] = [len(done[number]) for number in range(len(done))]
+        self.objects[key] = b"".join(done[number] for number in range(len(done)))
+        return f"v-{key}"
+
+    async def get_range(self, key, start, end, version=None):
+        number = len(self.reads)
+        self.reads.append((key, start, end))
+        self.requests.add(1)
+        try:
+            await self.before_read(key, number)
+        finally:
+            self.requests.add(-1)
+        if key not in self.objects:
+            raise NotFound("read: no such object", f"{self.url}/{key}")
+        data = Fetched(self.on_read(key, number, self.objects[key][start:end]))
+        self.fetched_bytes.add(len(data))
+        weakref.finalize(data, self.fetched_bytes.add, -len(data))
+        return memoryview(data)
+
+    async def _part(self, key, number, pieces):
+        self.requests.add(1)
+        try:
+            await self.before_part(key, number)
+        finally:
+            self.requests.add(-1)
+
+    async def _cut(self, buffers, part_size):
+        """Pieces of `part_size` bytes in all, without a copy."""
+        pieces, room = [], part_size
+        async for buffer in buffers:
+            self._see(buffer)
+            view = memoryview(buffer)
+            del buffer
+            while len(view):
+                pieces.append(view[:room])
+                view = view[len(pieces[-1]) :]
+                room -= len(pieces[-1])
+                if room == 0:
+                    yield pieces
+                    pieces, room = [], part_size
+        if pieces:
+            yield pieces
+
+    def _see(self, buffer):
+        owner = memoryview(buffer).obj
+        if isinstance(owner, StagedBuffer) and owner not in {*self._known}:
+            self._known.add(owner)
+            self.staged_bytes.add(len(owner))
+            weakref.finalize(owner, self.staged_bytes.add, -len(owner))
+
+    @staticmethod
+    async def _a_few_turns(key, number):
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+def new_store():
+    """Makes stores; a property test needs one for each example."""
+    return FakeStore
+
+
+@pytest.fixture
+def store():
+    return FakeStore()
+
+
+@pytest.fixture
+def recorder():
+    return Recorder()
+
+
+@pytest.fixture
+def small_options():
+    """Transfer options below what users may set, so that a few kilobytes go through every branch."""
+
+    def make(*, memory_budget=4000, max_requests=8, block_size=64):
+        return SimpleNamespace(memory_budget=memory_budget, max_requests=max_requests, block_size=block_size)
+
+    return make
