@@ -23,6 +23,7 @@ from ckpt_cloud.errors import (
     PreconditionFailed,
     StoreUnavailable,
     Throttled,
+    Unsupported,
 )
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format import register as registers
@@ -58,17 +59,30 @@ async def read_register(store: ObjectStore, *, under: str = "") -> Seen:
     return Seen(registers.decode(data, f"{store.url}/{key}"), info.version)
 
 
-async def admit(store: ObjectStore, *, overwrite: bool) -> Seen:
-    """Looks at the URL before a save.
+async def admit(store: ObjectStore, *, overwrite: bool, options: CommitOptions) -> Seen:
+    """Looks at the URL, and at what the store can do, before a save.
 
     Raises:
         CheckpointExists: a committed checkpoint is there and may not be replaced.
+        Unsupported: the store ignores the conditions on which the commit rests.
     """
     seen = await read_register(store)
     refusal = protocol.admit(seen, overwrite=overwrite, url=store.url)
     if refusal:
         raise refusal
+    if not options.allow_unsafe_commit:
+        await _check_conditions(store)
     return seen
+
+
+async def _check_conditions(store: ObjectStore) -> None:
+    capabilities = await store.capabilities()
+    if not (capabilities.conditional_create and capabilities.conditional_replace):
+        hint = (
+            "use a store with conditional writes (If-None-Match, If-Match), or, if nobody else ever saves to this "
+            "URL, pass allow_unsafe_commit=True"
+        )
+        raise Unsupported("the store ignores conditional writes, so a commit could not be atomic", store.url, hint)
 
 
 async def open_manifest(store: ObjectStore) -> tuple[ManifestRef, bytes]:

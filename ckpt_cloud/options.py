@@ -151,6 +151,8 @@ class CommitOptions:
     pause_s: float = 0.2
     """First pause between two attempts; doubles up to `max_pause_s`."""
     max_pause_s: float = 5.0
+    allow_unsafe_commit: bool = False
+    """Save even to a store that ignores conditional writes, where two savers of one URL can both believe they won."""
 
     def __post_init__(self) -> None:
         _require(min(self.deadline_s, self.pause_s, self.max_pause_s) > 0, "commit limits must be positive seconds")

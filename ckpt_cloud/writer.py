@@ -14,7 +14,7 @@ import io
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -67,6 +67,7 @@ class ObjectStoreWriter(StorageWriter):
         transfer: part, pack and range sizes, requests in flight.
         commit: limits of the commit.
         memory_budget: bytes of staged parts in this process, 512 MiB by default.
+        allow_unsafe_commit: save even where the store ignores conditional writes.
         on_event: is called with every `BytesMoved` and `PhaseEnded`, from any thread.
 
     Raises:
@@ -82,10 +83,13 @@ class ObjectStoreWriter(StorageWriter):
         transfer: TransferOptions | None = None,
         commit: CommitOptions | None = None,
         memory_budget: int | None = None,
+        allow_unsafe_commit: bool = False,
         on_event: Listener | None = None,
         **store_options: Any,
     ) -> None:
         super().__init__()
+        if allow_unsafe_commit:
+            commit = replace(commit or CommitOptions(), allow_unsafe_commit=True)
         self._settings = Settings.of(store, transfer, commit, memory_budget, store_options)
         self._overwrite = overwrite
         self._on_event = on_event
@@ -143,6 +147,7 @@ class ObjectStoreWriter(StorageWriter):
 
         Raises:
             CheckpointExists: a committed checkpoint is there and `overwrite` is off.
+            Unsupported: the store ignores conditional writes.
             BucketNotFound, PermissionDenied, MissingCredentials, StoreUnavailable, ...: within seconds.
         """
         location = location_of(self._url)
@@ -150,10 +155,10 @@ class ObjectStoreWriter(StorageWriter):
         commits = is_coordinator or not use_collectives
         with recorder.phase("set up"):
             if not use_collectives:
-                bridge.run(commit.admit(Place.at(location, self._settings.store).control, overwrite=False))
+                self._admit(Place.at(location, self._settings.store), overwrite=False)
                 location = rank_location(location, _known(rank))
             place = Place.at(location, self._settings.store)
-            seen = bridge.run(commit.admit(place.control, overwrite=self._overwrite)) if commits else None
+            seen = self._admit(place, overwrite=self._overwrite) if commits else None
         self._save = _Save(mint_id(time.time_ns() // 1_000_000, os.urandom(10)), place, recorder, seen)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
@@ -234,6 +239,9 @@ class ObjectStoreWriter(StorageWriter):
             with contextlib.suppress(CkptCloudError):
                 bridge.run(self._save.place.control.delete(self._save.keys))
             self._save.keys.clear()
+
+    def _admit(self, place: Place, *, overwrite: bool) -> Seen:
+        return bridge.run(commit.admit(place.control, overwrite=overwrite, options=self._settings.commit))
 
     def _current(self) -> _Save:
         assert self._save is not None, "DCP calls set_up_storage_writer first"

@@ -27,7 +27,7 @@ CLOUD_VARIABLES = (
     "STORAGE_EMULATOR_",
     "CKPT_",
 )
-SERVER_FIXTURES = {"seaweedfs", "moto_server", "s3_url"}
+SERVER_FIXTURES = {"seaweedfs", "moto_server", "rclone", "s3_url"}
 
 
 def pytest_collection_modifyitems(items):
@@ -72,6 +72,12 @@ def seaweedfs():
 def moto_server():
     """A moto S3 server, shared by the whole session; take a bucket of your own."""
     yield from running("moto")
+
+
+@pytest.fixture(scope="session")
+def rclone():
+    """An S3 server that ignores conditional writes, shared by the whole session."""
+    yield from running("rclone")
 
 
 @pytest.fixture(params=["seaweedfs", "moto"])

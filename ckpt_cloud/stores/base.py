@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from ckpt_cloud.stores.capabilities import Capabilities
 
 Buffer = bytes | bytearray | memoryview
 
@@ -105,6 +108,10 @@ class ObjectStore(Protocol):
 
     async def list_children(self, prefix: str = "") -> Sequence[str]:
         """Names right under `prefix` that have objects below them, sorted."""
+        ...
+
+    async def capabilities(self) -> Capabilities:
+        """Which conditions the store keeps; asked of it once per bucket in this process."""
         ...
 
     async def delete(self, keys: Sequence[str]) -> None:

@@ -10,10 +10,15 @@ import obstore
 from ckpt_cloud.errors import RangeNotSatisfiable, RequestRefused, StoreUnavailable
 from ckpt_cloud.format.layout import join
 from ckpt_cloud.stores.base import ANY, CREATE, Buffer, Condition, ObjectInfo, Replace
+from ckpt_cloud.stores.capabilities import ALL, Capabilities, probe
 from ckpt_cloud.stores.foreign_errors import translated
 
 if TYPE_CHECKING:
     from obstore import GetOptions
+
+
+_known: dict[str, Capabilities] = {}
+"""By bucket and endpoint, for the life of the process."""
 
 
 class NativeStore:
@@ -24,10 +29,13 @@ class NativeStore:
         control: the same store without retries, for conditional writes.
         prefix: path under the bucket, without slashes at its ends.
         url: of the prefix, for messages.
+        probed_as: name under which this process remembers what the store can do; None if it is known to keep all
+            conditions.
     """
 
-    def __init__(self, data: Any, control: Any, prefix: str, url: str) -> None:
+    def __init__(self, data: Any, control: Any, prefix: str, url: str, *, probed_as: str | None = None) -> None:
         self.url = url
+        self._probed_as = probed_as
         self._data = data
         self._control = control
         self._prefix = prefix
@@ -97,6 +105,13 @@ class NativeStore:
             except FileNotFoundError:
                 return []
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
+
+    async def capabilities(self) -> Capabilities:
+        if self._probed_as is None:
+            return ALL
+        if self._probed_as not in _known:
+            _known[self._probed_as] = await probe(self)
+        return _known[self._probed_as]
 
     async def delete(self, keys: Sequence[str]) -> None:
         if keys:

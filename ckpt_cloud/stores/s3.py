@@ -36,7 +36,7 @@ def open_s3(bucket: str, prefix: str, url: str, options: StoreOptions, *, first_
         )
 
     patient = client(_retry(options.retry, first_contact=first_contact))
-    return NativeStore(patient, client({"max_retries": 0}), prefix, url)
+    return NativeStore(patient, client({"max_retries": 0}), prefix, url, probed_as=f"{endpoint or 'aws'} {bucket}")
 
 
 def _config(bucket: str, region: str, endpoint: str | None, options: StoreOptions) -> S3Config:

@@ -47,19 +47,18 @@ class FakeStore:
         self.aborted = []
         self.before_part = self.before_read = self._a_few_turns
         self.on_read = lambda key, number, data: data
-        self._known = weakref.WeakSet()
+        self._known = set()
 
     async def put(self, key, data, condition=ANY):
         self._see(data)
-        with_uploads = self.uploads
-        with_uploads.add(1)
+        self.uploads.add(1)
         try:
             await self._part(key, 0, [data])
         except BaseException:
             self.aborted.append(key)
             raise
         finally:
-            with_uploads.add(-1)
+            self.uploads.add(-1)
         self.objects[key] = bytes(data)
         return f"v-{key}"
 
@@ -135,10 +134,14 @@ class FakeStore:
 
     def _see(self, buffer):
         owner = memoryview(buffer).obj
-        if isinstance(owner, StagedBuffer) and owner not in {*self._known}:
-            self._known.add(owner)
+        if isinstance(owner, StagedBuffer) and id(owner) not in self._known:
+            self._known.add(id(owner))
             self.staged_bytes.add(len(owner))
-            weakref.finalize(owner, self.staged_bytes.add, -len(owner))
+            weakref.finalize(owner, self._gone, id(owner), len(owner))
+
+    def _gone(self, number, size):
+        self._known.discard(number)
+        self.staged_bytes.add(-size)
 
     @staticmethod
     async def _a_few_turns(key, number):

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from ckpt_cloud.transfer.budget import Budget
 
+pytestmark = pytest.mark.timeout(30)
+
 
 async def settle():
     for _ in range(5):

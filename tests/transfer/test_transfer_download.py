@@ -17,6 +17,8 @@ from ckpt_cloud.transfer.download import download
 ID = "0190b5c4f00e7abc8def0123456789ab"
 BLOCK = 64
 
+pytestmark = pytest.mark.timeout(30)
+
 
 def some_bytes(size, seed=1):
     return bytes((seed * 37 + at * 11) % 253 for at in range(size))

@@ -7,6 +7,8 @@ import pytest
 from ckpt_cloud.errors import StoreUnavailable
 from ckpt_cloud.transfer.structured import all_or_cancel
 
+pytestmark = pytest.mark.timeout(30)
+
 
 async def value(result, turns=0):
     for _ in range(turns):

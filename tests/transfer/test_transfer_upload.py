@@ -17,6 +17,8 @@ from ckpt_cloud.transfer.upload import upload_packs
 
 ID = "0190b5c4f00e7abc8def0123456789ab"
 
+pytestmark = pytest.mark.timeout(30)
+
 
 class Memory:
     """A source of byte strings; those in `views` may be handed over as they are, the others must be copied."""
@@ -93,14 +95,11 @@ async def test_staged_parts_stay_within_the_budget(store, small_options):
     source = Memory([some_bytes(7000, seed) for seed in range(12)])
     packs = planned(source.values, pack_size=14_000, part_size=500)
     assert len(packs) == 6
-    slow = asyncio.Event()
-
     async def some_turns(key, number):
         for _ in range(number % 7):
             await asyncio.sleep(0.001)
 
     store.before_part = some_turns
-    slow.set()
     options = small_options(memory_budget=4000, max_requests=8)
     await upload(store, source, packs, options)
 
