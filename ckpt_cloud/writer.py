@@ -25,7 +25,7 @@ from torch.futures import Future
 
 from ckpt_cloud import bridge, commit
 from ckpt_cloud import metadata as metadata_room
-from ckpt_cloud.errors import CkptCloudError, InvalidOption
+from ckpt_cloud.errors import CkptCloudError, InvalidOption, UnsupportedTensor
 from ckpt_cloud.events import Listener, Recorder, Report
 from ckpt_cloud.format.layout import manifest_key, mint_id, pack_key
 from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
@@ -165,12 +165,13 @@ class ObjectStoreWriter(StorageWriter):
         """The plan as it is.
 
         Raises:
-            UnsupportedTensor: a sparse, nested or quantized tensor.
+            UnsupportedTensor: a sparse, nested or quantized tensor, or of a type that DCP cannot plan.
         """
         for item in plan.items:
             if item.tensor_data is not None:
                 properties = item.tensor_data.properties
                 check_storable(item.index.fqn, properties.dtype, properties.layout)
+                _check_plannable(item)
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
@@ -325,6 +326,16 @@ def _tensor_entry(item: WriteItem) -> PackEntry:
     nbytes = torch.Size(sizes).numel() * data.properties.dtype.itemsize
     name = dtype_name(data.properties.dtype)
     return PackEntry(item.index.fqn, name, tuple(data.size), tuple(data.chunk.offsets), sizes, nbytes)
+
+
+def _check_plannable(item: WriteItem) -> None:
+    """DCP sizes items by `torch.finfo` and `torch.iinfo`, which do not know the types of under 8 bits."""
+    try:
+        item.tensor_storage_size()
+    except TypeError:
+        assert item.tensor_data is not None
+        message = f"{item.index.fqn!r} has elements of type {item.tensor_data.properties.dtype}, which DCP cannot plan"
+        raise UnsupportedTensor(message, hint="save and load it as .view(torch.uint8)") from None
 
 
 def _known(rank: int | None) -> int:

@@ -15,7 +15,7 @@ from ckpt_cloud.stores import s3
 from ckpt_cloud.stores.base import ObjectStore
 from ckpt_cloud.stores.foreign_errors import translated
 from ckpt_cloud.stores.local import LocalStore
-from ckpt_cloud.stores.native import NativeStore
+from ckpt_cloud.stores.memory import MemoryStore
 
 _MANGLED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 """`s3:/bucket/run`: what `pathlib.Path` makes of a URL."""
@@ -97,7 +97,7 @@ def open_store(location: Location, options: StoreOptions, *, first_contact: bool
     with translated("open", location.url):
         if location.scheme == "memory":
             memory = _memory.setdefault(location.bucket, obstores.MemoryStore())
-            return NativeStore(memory, memory, location.path, location.url)
+            return MemoryStore(memory, memory, location.path, location.url)
         if location.scheme == "file":
             return LocalStore(obstores.LocalStore(), Path(location.path), location.url)
         return s3.open_s3(location.bucket, location.path, location.url, options, first_contact=first_contact)

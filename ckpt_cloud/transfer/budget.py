@@ -39,6 +39,9 @@ class Budget:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self.give_back(size_bytes)
+            else:
+                # Whoever stood behind may fit where this one did not.
+                self._serve()
             raise
 
     def give_back(self, size_bytes: int) -> None:

@@ -18,7 +18,7 @@ from ckpt_cloud.options import TransferOptions
 from ckpt_cloud.planning.load import Fetch, Placement
 from ckpt_cloud.stores import ObjectStore
 from ckpt_cloud.transfer.budget import Budget
-from ckpt_cloud.transfer.structured import all_or_cancel
+from ckpt_cloud.transfer.structured import all_or_cancel, to_the_end
 from ckpt_cloud.workers import in_thread
 
 
@@ -74,7 +74,8 @@ class _Download:
             await self.budget.take(size)
             try:
                 data = await self._verified(fetch)
-                await in_thread(self._place, fetch, data)
+                # A thread that went on after a failed load had ended would spoil what is loaded next.
+                await to_the_end(in_thread(self._place, fetch, data))
                 del data
             finally:
                 self.budget.give_back(size)
