@@ -35,7 +35,7 @@ class Report:
     """Figures of one save or load on this rank.
 
     Attributes:
-        bytes_needed: bytes of tensors and items that were asked for.
+        bytes_needed: bytes of tensors and items that were asked for; those inline in the manifest do not count.
         bytes_moved: bytes that went over the line for them, headers, block edges and gaps included.
         requests: data requests (puts of objects or parts, ranged reads).
         objects: objects written or read from.

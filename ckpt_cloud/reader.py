@@ -281,8 +281,7 @@ class _Reads:
 
     @property
     def total_bytes(self) -> int:
-        inline = sum(len(value) for _, value in self.items if isinstance(value, bytes))
-        return inline + sum(torch.Size(want.sizes).numel() * want.itemsize for want in self.wants)
+        return sum(torch.Size(want.sizes).numel() * want.itemsize for want in self.wants)
 
     def check_dtypes(self, url: str, *, cast: bool) -> None:
         """Before anything is changed."""

@@ -284,8 +284,7 @@ class _Batch:
 
     @property
     def total_bytes(self) -> int:
-        inline = sum(len(place.inline) for place in self.places if place is not None and place.inline is not None)
-        return inline + sum(entry.nbytes for entry in self.entries)
+        return sum(entry.nbytes for entry in self.entries)
 
     def results(self, packs: list[PackPlan], uploaded: Uploaded) -> list[WriteResult]:
         """One result for each item; the first carries what all share."""

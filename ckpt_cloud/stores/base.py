@@ -87,7 +87,7 @@ class ObjectStore(Protocol):
 
         Raises:
             NotFound: no such object.
-            RequestRefused: it is larger than `limit`.
+            Damaged: it is larger than `limit`, so it is not what anybody wrote there.
         """
         ...
 

@@ -50,14 +50,14 @@ class LocalStore(NativeStore):
     def _replace(self, key: str, data: Buffer, version: str) -> str | None:
         """Compares and replaces under a lock on the directory that every writer of this library takes."""
         path = join(self._prefix, key)
-        with self._translated("put", key), _locked(self._root):
+        with self._translated("put", key):
             try:
-                now = obstore.head(self._data, path)["e_tag"]
+                with _locked(self._root):
+                    if obstore.head(self._data, path)["e_tag"] == version:
+                        return obstore.put(self._data, path, data, mode="overwrite", use_multipart=False)["e_tag"]
             except FileNotFoundError:
-                now = None
-            if now != version:
-                raise PreconditionFailed("put: the object is another version", self._at(key))
-            return obstore.put(self._data, path, data, mode="overwrite", use_multipart=False)["e_tag"]
+                pass
+        raise PreconditionFailed("put: the object is another version, or gone", self._at(key))
 
 
 @contextmanager

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import obstore
 
-from ckpt_cloud.errors import RangeNotSatisfiable, RequestRefused, StoreUnavailable
+from ckpt_cloud.errors import Damaged, RangeNotSatisfiable, RequestRefused, StoreUnavailable
 from ckpt_cloud.format.layout import join
 from ckpt_cloud.stores.base import ANY, CREATE, Buffer, Condition, ObjectInfo, Replace
 from ckpt_cloud.stores.capabilities import ALL, Capabilities, probe
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from obstore import GetOptions
 
 
+_ABORT_TIMEOUT_S = 10.0
+"""For parts under way to end and the abort to be sent when an upload is cancelled."""
 _known: dict[str, Capabilities] = {}
 """By bucket and endpoint, for the life of the process."""
 
@@ -54,17 +57,28 @@ class NativeStore:
     async def put_multipart(
         self, key: str, buffers: AsyncIterable[Buffer], *, part_size: int, concurrency: int
     ) -> str | None:
+        halt: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        stream = _until(halt, buffers)
         with self._translated("upload", key):
-            result = await obstore.put_async(
-                self._data, join(self._prefix, key), buffers, chunk_size=part_size, max_concurrency=concurrency
+            upload = asyncio.ensure_future(
+                obstore.put_async(
+                    self._data, join(self._prefix, key), stream, chunk_size=part_size, max_concurrency=concurrency
+                )
             )
+            try:
+                result = await asyncio.shield(upload)
+            except asyncio.CancelledError:
+                # obstore aborts an upload whose stream fails, but not one that nobody waits for any more.
+                halt.set_result(None)
+                await _ended(upload, timeout_s=_ABORT_TIMEOUT_S)
+                raise
         return result["e_tag"]
 
     async def get(self, key: str, *, limit: int) -> tuple[bytes, ObjectInfo]:
         with self._translated("get", key):
             result = await obstore.get_async(self._data, join(self._prefix, key))
             if result.meta["size"] > limit:
-                raise RequestRefused(f"the object has {result.meta['size']} bytes, more than {limit}", self._at(key))
+                raise Damaged(f"the object has {result.meta['size']} bytes, more than {limit}", self._at(key))
             data = await result.bytes_async()
         return bytes(data), _info(key, result.meta)
 
@@ -134,6 +148,33 @@ class NativeStore:
 
     def _translated(self, operation: str, key: str) -> Any:
         return translated(operation, self._at(key))
+
+
+async def _until(halt: asyncio.Future[None], buffers: AsyncIterable[Buffer]) -> AsyncIterator[Buffer]:
+    """`buffers`, without keeping hold of one; fails as soon as `halt` is done."""
+    source = aiter(buffers)
+    while True:
+        coming = [asyncio.ensure_future(_next(source))]
+        await asyncio.wait([*coming, halt], return_when=asyncio.FIRST_COMPLETED)
+        if halt.done():
+            await _ended(coming.pop(), timeout_s=0)
+            raise RuntimeError("the upload was cancelled")
+        try:
+            arrived = [coming.pop().result()]
+        except StopAsyncIteration:
+            return
+        yield arrived.pop()
+
+
+async def _next(source: AsyncIterator[Buffer]) -> Buffer:
+    return await anext(source)
+
+
+async def _ended(work: asyncio.Future[Any], *, timeout_s: float) -> None:
+    """Waits a while for `work` to end by itself, then cancels it; what comes of it interests nobody."""
+    await asyncio.wait([work], timeout=timeout_s)
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
 
 
 def _mode(condition: Condition) -> Any:
