@@ -110,7 +110,7 @@ def _file(path: str) -> Location:
 
 
 def _segments(path: str, text: str) -> str:
-    parts = path.strip("/").split("/")
+    parts = path.rstrip("/").split("/")
     if any(part in (".", "..") or "\0" in part for part in parts) or ("" in parts and parts != [""]):
         raise InvalidURL("the path has an empty, '.' or '..' segment", text, "write it in normal form")
     return "/".join(parts)

@@ -44,6 +44,7 @@ class FakeStore:
         self.fetched_bytes = Gauge()
         self.reads = []
         self.parts = {}
+        self.begun = []
         self.aborted = []
         self.before_part = self.before_read = self._a_few_turns
         self.on_read = lambda key, number, data: data
@@ -51,6 +52,7 @@ class FakeStore:
 
     async def put(self, key, data, condition=ANY):
         self._see(data)
+        self.begun.append(key)
         self.uploads.add(1)
         try:
             await self._part(key, 0, [data])
@@ -65,6 +67,7 @@ class FakeStore:
     async def put_multipart(self, key, buffers, *, part_size, concurrency):
         gate = asyncio.Semaphore(concurrency)
         done = {}
+        self.begun.append(key)
         self.uploads.add(1)
 
         async def send(number, pieces):
@@ -116,7 +119,7 @@ class FakeStore:
             self.requests.add(-1)
 
     async def _cut(self, buffers, part_size):
-        """Pieces of `part_size` bytes in all, without a copy."""
+        """Lists of pieces, `part_size` bytes in each, without a copy and without keeping hold of one."""
         pieces, room = [], part_size
         async for buffer in buffers:
             self._see(buffer)
@@ -124,11 +127,14 @@ class FakeStore:
             del buffer
             while len(view):
                 pieces.append(view[:room])
-                view = view[len(pieces[-1]) :]
                 room -= len(pieces[-1])
+                view = view[len(pieces[-1]) :]
                 if room == 0:
-                    yield pieces
-                    pieces, room = [], part_size
+                    full, pieces, room = [pieces], [], part_size
+                    if not len(view):
+                        view = b""
+                    yield full.pop()
+            del view
         if pieces:
             yield pieces
 

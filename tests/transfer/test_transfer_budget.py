@@ -128,15 +128,18 @@ def test_never_over_and_all_comes_back(workers, total):
     """Workers take, hold for some turns, and give back; some are cancelled on the way."""
 
     async def everybody():
-        budget = Budget(total)
+        budget, held = Budget(total), []
 
         async def work(size, turns):
             await budget.take(size)
             try:
-                assert budget.used_bytes <= max(total, size)
+                held.append(size)
+                assert sum(held) <= max(total, *held)
+                assert budget.used_bytes >= sum(held)
                 for _ in range(turns):
                     await asyncio.sleep(0)
             finally:
+                held.remove(size)
                 budget.give_back(size)
 
         tasks = [asyncio.create_task(work(size, turns)) for size, turns, _ in workers]

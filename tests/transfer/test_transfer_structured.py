@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from ckpt_cloud.errors import StoreUnavailable
-from ckpt_cloud.transfer.structured import all_or_cancel
+from ckpt_cloud.transfer.structured import all_or_cancel, to_the_end
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -68,3 +68,25 @@ async def test_cancelled_from_outside():
     with pytest.raises(asyncio.CancelledError):
         await whole
     assert ended == [1, 1]
+
+
+async def test_to_the_end_is_not_cut_short():
+    ended = []
+
+    async def work():
+        await asyncio.sleep(0.02)
+        ended.append(1)
+        raise StoreUnavailable("heard by nobody")
+
+    task = asyncio.create_task(to_the_end(work()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == [1]
+
+
+async def test_to_the_end_gives_back_what_came_of_it():
+    assert await to_the_end(value(7, turns=2)) == 7
+    with pytest.raises(TypeError):
+        await to_the_end(value(7, turns="x"))

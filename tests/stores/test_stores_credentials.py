@@ -1,0 +1,229 @@
+"""Credentials, endpoint and region come from where boto3 takes them, with keyword arguments first."""
+
+import secrets
+
+import boto3
+import pytest
+
+from ckpt_cloud import bridge
+from ckpt_cloud.errors import FixRequest, MissingCredentials
+from ckpt_cloud.options import StoreOptions
+from ckpt_cloud.stores import credentials, open_store, parse_url, s3
+
+URL = "s3://bucket/run"
+
+
+def found(**options):
+    """Access key, secret, token, endpoint and region for these options."""
+    options = StoreOptions(**options)
+    chain = credentials.session(options, URL)
+    keys = credentials.credential_provider(chain, options, URL)()
+    endpoint = credentials.endpoint_url(chain, options)
+    return keys["access_key_id"], keys["secret_access_key"], keys["token"], endpoint, credentials.region(chain)
+
+
+@pytest.fixture
+def aws_config(tmp_path, monkeypatch):
+    """Writes the shared config file."""
+
+    def write(text):
+        path = tmp_path / "config"
+        path.write_text(text)
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(path))
+
+    return write
+
+
+@pytest.fixture
+def env_keys(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "from-env")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-from-env")
+
+
+PROFILES = """
+[default]
+aws_access_key_id = from-default
+aws_secret_access_key = s0
+[profile team]
+aws_access_key_id = from-team
+aws_secret_access_key = s1
+aws_session_token = t1
+region = mars-1
+endpoint_url = http://team.example
+[profile split]
+aws_access_key_id = from-split
+aws_secret_access_key = s2
+endpoint_url = http://general.example
+services = split-services
+[services split-services]
+s3 =
+    endpoint_url = http://s3-only.example
+"""
+
+
+def test_environment(env_keys, monkeypatch):
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token-from-env")
+    assert found()[:3] == ("from-env", "secret-from-env", "token-from-env")
+
+
+def test_profiles(aws_config, monkeypatch):
+    aws_config(PROFILES)
+    assert found() == ("from-default", "s0", None, None, "us-east-1")
+    team = ("from-team", "s1", "t1", "http://team.example", "mars-1")
+    assert found(profile="team") == team
+    monkeypatch.setenv("AWS_PROFILE", "team")
+    assert found() == team
+    assert found(profile="default")[0] == "from-default"
+
+
+def test_a_service_of_a_profile_has_an_endpoint_of_its_own(aws_config):
+    aws_config(PROFILES)
+    assert found(profile="split")[3] == "http://s3-only.example"
+
+
+def test_the_credentials_file(tmp_path, monkeypatch):
+    (tmp_path / "credentials").write_text("[default]\naws_access_key_id = in-file\naws_secret_access_key = s\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    assert found()[:2] == ("in-file", "s")
+
+
+def test_keywords_come_before_the_environment(env_keys, monkeypatch):
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token-from-env")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://env.example")
+    monkeypatch.setenv("AWS_REGION", "env-1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "env-2")
+    given = {"access_key_id": "given", "secret_access_key": "s", "endpoint_url": "http://given", "region": "given-1"}
+    assert found(**given) == ("given", "s", None, "http://given", "given-1")
+
+
+def test_keywords_come_before_a_profile(aws_config, monkeypatch):
+    aws_config(PROFILES)
+    monkeypatch.setenv("AWS_PROFILE", "team")
+    assert found(access_key_id="given", secret_access_key="s")[:3] == ("given", "s", None)
+    assert found(endpoint_url="http://given")[3] == "http://given"
+    assert found(region="given-1")[4] == "given-1"
+
+
+def test_the_endpoint_for_s3_comes_before_the_general_one(env_keys, aws_config, monkeypatch):
+    aws_config("[default]\nendpoint_url = http://config.example\n")
+    assert found()[3] == "http://config.example"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://general.example")
+    assert found()[3] == "http://general.example"
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://s3.example")
+    assert found()[3] == "http://s3.example"
+    monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")
+    assert found()[3] is None
+    assert found(endpoint_url="http://given")[3] == "http://given"
+
+
+@pytest.mark.parametrize("variable", ["AWS_REGION", "AWS_DEFAULT_REGION"])
+def test_the_region(env_keys, monkeypatch, variable):
+    assert found()[4] == "us-east-1"
+    monkeypatch.setenv(variable, "mars-1")
+    assert found()[4] == "mars-1"
+
+
+def boto3s_endpoint():
+    return boto3.session.Session().client("s3", region_name="us-east-1").meta.endpoint_url
+
+
+@pytest.mark.parametrize("profile", ["default", "team", "split"])
+@pytest.mark.parametrize("variables", [(), ("AWS_ENDPOINT_URL",), ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")], ids=len)
+def test_the_endpoint_is_boto3s(aws_config, monkeypatch, profile, variables):
+    aws_config(PROFILES)
+    monkeypatch.setenv("AWS_PROFILE", profile)
+    for name in variables:
+        monkeypatch.setenv(name, f"http://{name.lower().replace('_', '-')}.example")
+    assert (found()[3] or "https://s3.amazonaws.com") == boto3s_endpoint()
+
+
+def test_no_credentials_anywhere():
+    with pytest.raises(MissingCredentials) as missing:
+        open_store(parse_url(URL), StoreOptions())
+    assert "AWS_PROFILE" in missing.value.hint
+    assert missing.value.url == URL
+    open_store(parse_url(URL), StoreOptions(anonymous=True))
+
+
+def test_keys_that_did_not_travel_are_spoken_of():
+    with pytest.raises(MissingCredentials) as missing:
+        open_store(parse_url(URL), StoreOptions(secrets_dropped=True))
+    assert "not pickled" in missing.value.hint
+
+
+def test_an_unknown_profile():
+    with pytest.raises(FixRequest, match="no-such-profile") as wrong:
+        open_store(parse_url(URL), StoreOptions(profile="no-such-profile"))
+    assert "AWS_PROFILE" in wrong.value.hint
+
+
+def test_a_broken_config(aws_config):
+    aws_config("[default\nnonsense")
+    with pytest.raises(FixRequest):
+        open_store(parse_url(URL), StoreOptions())
+
+
+def test_half_a_pair_in_the_environment(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "alone")
+    with pytest.raises(MissingCredentials):
+        open_store(parse_url(URL), StoreOptions())
+
+
+def test_a_ca_bundle_that_cannot_be_read(env_keys, monkeypatch):
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/no/such/bundle.pem")
+    with pytest.raises(FixRequest, match=r"/no/such/bundle\.pem"):
+        open_store(parse_url(URL), StoreOptions())
+
+
+def config_of(store):
+    return {name.removeprefix("aws_"): value for name, value in store._data.config.items()}
+
+
+def test_what_obstore_is_told(env_keys):
+    config = config_of(open_store(parse_url(URL), StoreOptions(region="mars-1")))
+    assert config["region"] == "mars-1"
+    assert str(config["virtual_hosted_style_request"]).lower() == "true"
+    config = config_of(open_store(parse_url(URL), StoreOptions(endpoint_url="http://host:1")))
+    assert config["endpoint"] == "http://host:1"
+    assert str(config["virtual_hosted_style_request"]).lower() == "false"
+    options = StoreOptions(endpoint_url="http://host:1", virtual_hosted_style=True)
+    assert config_of(open_store(parse_url(URL), options))["endpoint"] == "http://bucket.host:1"
+
+
+def test_an_ignored_endpoint_is_not_found_by_obstore_either(env_keys, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")
+    config = config_of(open_store(parse_url(URL), StoreOptions()))
+    assert "127.0.0.1" not in str(config)
+
+
+def test_fresh_credentials_are_asked_for_now_and_again():
+    class Refreshing:
+        calls = 0
+
+        def get_frozen_credentials(self):
+            self.calls += 1
+            return type("Frozen", (), {"access_key": f"key-{self.calls}", "secret_key": "s", "token": "t"})
+
+    chain = Refreshing()
+    provider = credentials.CredentialProvider(chain)
+    assert [provider()["access_key_id"] for _ in range(2)] == ["key-1", "key-2"]
+    assert "expires_at" in provider()
+
+
+def test_a_profile_leads_to_a_server(moto_server, aws_config):
+    bucket = f"bucket-{secrets.token_hex(4)}"
+    moto_server.create_bucket(bucket)
+    aws_config(
+        f"[profile local]\naws_access_key_id = {moto_server.env['AWS_ACCESS_KEY_ID']}\n"
+        f"aws_secret_access_key = {moto_server.env['AWS_SECRET_ACCESS_KEY']}\n"
+        f"region = us-east-1\nendpoint_url = {moto_server.endpoint_url}\n"
+    )
+    store = open_store(parse_url(f"s3://{bucket}/run"), StoreOptions(profile="local"))
+    bridge.run(store.put("k", b"x"))
+    assert bridge.run(store.get("k", limit=1))[0] == b"x"
+
+
+def test_retries_are_told_to_obstore():
+    assert s3._retry(StoreOptions().retry, first_contact=True)["retry_timeout"].total_seconds() == 8
+    assert s3._retry(StoreOptions().retry, first_contact=False)["retry_timeout"].total_seconds() == 120
