@@ -192,8 +192,10 @@ class ObjectStoreReader(StorageReader):
             raise metadata.error
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Notes which save this rank opened."""
-        return dataclasses.replace(plan, storage_data=self._current().manifest.attempt)
+        """Notes which save this rank opened, unless each has one of its own."""
+        load = self._current()
+        common = load.place.location == location_of(self._url)
+        return dataclasses.replace(plan, storage_data=load.manifest.attempt if common else None)
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
         """The plans as they are.

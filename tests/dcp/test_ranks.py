@@ -1,0 +1,63 @@
+"""Real ranks: sharded state saved on some, loaded on others."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import ckpt_cloud
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import cases
+import ranks
+
+
+@pytest.fixture(autouse=True)
+def importable_in_ranks(monkeypatch):
+    """Spawned ranks import `cases` by name."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.mark.parametrize("place", ["file", pytest.param("s3", marks=pytest.mark.slow)])
+def test_fsdp2_from_four_ranks_to_any_number(place, tmp_path, request, monkeypatch):
+    url = f"file://{tmp_path}/run/step-3"
+    if place == "s3":
+        server = request.getfixturevalue("seaweedfs")
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        server.create_bucket("fsdp-ranks")
+        url = "s3://fsdp-ranks/run/step-3"
+    saved = ranks.run(4, cases.save_fsdp, tmp_path, url)[0]
+    assert ckpt_cloud.latest(url.rpartition("/")[0]) == url
+    for world in (1, 2, 3, 8) if place == "file" else (3,):
+        for loaded in ranks.run(world, cases.load_fsdp, tmp_path, url):
+            assert cases.same(loaded["model"], saved["model"]), world
+            assert cases.same(loaded["optimizer"], saved["optimizer"]), world
+            assert loaded["step"] == 3
+
+
+def test_dtensors_of_every_placement_into_every_other(tmp_path):
+    assert ranks.run(4, cases.every_placement, tmp_path, f"file://{tmp_path}/run") == [[]] * 4
+
+
+def test_all_ranks_are_told_what_failed_on_one(tmp_path):
+    told = ranks.run(2, cases.failures, tmp_path, f"file://{tmp_path}/run")
+    assert told[0] == told[1]
+    kinds = {name: error and error[0] for name, error in told[0].items()}
+    assert kinds == {
+        "missing": "CheckpointNotFound",
+        "rank 1 write": "RankFailed",
+        "exists": "CheckpointExists",
+        "rank 1 read": "RankFailed",
+        "shape": "StateMismatch",
+        "bucket": "InvalidURL",
+    }
+    assert "only here" in told[0]["rank 1 write"][1]
+    left = [path for path in (tmp_path / "run" / "failed").rglob("*") if path.is_file()]
+    assert left == []
+
+
+def test_other_ways_to_call(tmp_path):
+    assert ranks.run(3, cases.other_calls, tmp_path, f"file://{tmp_path}/run") == [[]] * 3
