@@ -50,7 +50,8 @@ import re
 from typing import ClassVar
 
 _QUERY = re.compile(r"\?[^\s'\"<>]*")
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+# A password may hold a slash, as AWS's do; what follows the colon of a host is its port.
+_USERINFO = re.compile(r"(?<=://)(?:[^/\s]+|[^/@:\s]+:(?!\d+/)[^@\s]+)@")
 
 
 def redacted(text: str) -> str:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import botocore.exceptions
+from botocore.configprovider import ConfiguredEndpointProvider
 from botocore.session import Session
 
 from ckpt_cloud.errors import FixRequest, MissingCredentials
@@ -83,12 +84,10 @@ def endpoint_url(chain: Session, options: StoreOptions) -> str | None:
     """The endpoint that boto3 would use where one is configured, or None for AWS itself."""
     if options.endpoint_url:
         return options.endpoint_url
-    if os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
+    if chain.get_config_variable("ignore_configured_endpoint_urls"):
         return None
-    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
-        if os.environ.get(name):
-            return os.environ[name]
-    configured = chain.get_scoped_config().get("endpoint_url")
+    config = {"full_config": chain.full_config, "scoped_config": chain.get_scoped_config()}
+    configured = ConfiguredEndpointProvider(**config, client_name="s3").provide()
     return str(configured) if configured else None
 
 

@@ -72,6 +72,7 @@ _BY_TYPE: tuple[tuple[type[BaseException], type[CkptCloudError], str, str], ...]
     (foreign.NotSupportedError, Unsupported, "the store does not support this operation", ""),
     (foreign.UnknownConfigurationKeyError, FixRequest, "unknown store configuration", ""),
     (NotImplementedError, Unsupported, "the store does not support this operation", ""),
+    (foreign.NotFoundError, NotFound, "no such object", ""),
     (FileNotFoundError, NotFound, "no such object", ""),
     (PermissionError, PermissionDenied, "permission denied by the file system", "check the directory's owner and mode"),
 )

@@ -57,7 +57,7 @@ class NativeStore:
     async def put_multipart(
         self, key: str, buffers: AsyncIterable[Buffer], *, part_size: int, concurrency: int
     ) -> str | None:
-        halt: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        halt: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         stream = _until(halt, buffers)
         with self._translated("upload", key):
             upload = asyncio.ensure_future(
@@ -150,11 +150,11 @@ class NativeStore:
         return translated(operation, self._at(key))
 
 
-async def _until(halt: asyncio.Future[None], buffers: AsyncIterable[Buffer]) -> AsyncIterator[Buffer]:
+async def _until(halt: asyncio.Future[Any], buffers: AsyncIterable[Buffer]) -> AsyncIterator[Buffer]:
     """`buffers`, without keeping hold of one; fails as soon as `halt` is done."""
     source = aiter(buffers)
     while True:
-        coming = [asyncio.ensure_future(_next(source))]
+        coming: list[asyncio.Future[Any]] = [asyncio.ensure_future(_next(source))]
         await asyncio.wait([*coming, halt], return_when=asyncio.FIRST_COMPLETED)
         if halt.done():
             await _ended(coming.pop(), timeout_s=0)

@@ -17,6 +17,7 @@ from ckpt_cloud.stores.foreign_errors import translated
 from ckpt_cloud.stores.local import LocalStore
 from ckpt_cloud.stores.memory import MemoryStore
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MANGLED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 """`s3:/bucket/run`: what `pathlib.Path` makes of a URL."""
 SCHEMES = ("s3", "file", "memory")
@@ -67,9 +68,9 @@ def parse_url(url: str | os.PathLike[str]) -> Location:
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise InvalidURL(f"unknown scheme {scheme}://", text, f"use {known} or a local path")
     if scheme == "file":
-        return _file(rest)
+        return _file(rest.removeprefix("localhost") if rest.startswith("localhost/") else rest)
     bucket, _, path = rest.partition("/")
-    if not bucket or "@" in bucket or "?" in rest:
+    if not bucket or {"@", ":"} & {*bucket} or "?" in rest:
         hint = "write scheme://bucket/path; credentials go into the environment or StoreOptions, never into the URL"
         raise InvalidURL("the URL needs a bucket and may have no user and no query", text, hint)
     return Location(scheme, bucket, _segments(path, text))
@@ -104,13 +105,15 @@ def open_store(location: Location, options: StoreOptions, *, first_contact: bool
 
 
 def _file(path: str) -> Location:
-    if not path or "\0" in path:
-        raise InvalidURL("an empty path, or one with a NUL", path)
+    if not path or _CONTROL.search(path):
+        raise InvalidURL("an empty path, or one with control characters", path)
     return Location("file", "", os.path.abspath(path))
 
 
 def _segments(path: str, text: str) -> str:
     parts = path.rstrip("/").split("/")
-    if any(part in (".", "..") or "\0" in part for part in parts) or ("" in parts and parts != [""]):
+    if _CONTROL.search(text):
+        raise InvalidURL("the URL has control characters", text)
+    if any(part in (".", "..") for part in parts) or ("" in parts and parts != [""]):
         raise InvalidURL("the path has an empty, '.' or '..' segment", text, "write it in normal form")
     return "/".join(parts)

@@ -42,7 +42,9 @@ def object_entries(draw):
 
 chunks = st.builds(Chunk, shapes, shapes, st.integers(-1, 3), counts)
 tensors = st.builds(TensorEntry, st.text(max_size=10), shapes, st.lists(chunks, max_size=3), st.booleans())
-items = st.builds(ItemEntry, st.binary(max_size=20)) | st.builds(ItemEntry, st.none(), st.integers(0, 3), counts, counts)
+items = st.builds(ItemEntry, st.binary(max_size=20)) | st.builds(
+    ItemEntry, st.none(), st.integers(0, 3), counts, counts
+)
 names = st.text(max_size=10)
 manifests = st.builds(
     Manifest,
@@ -98,7 +100,9 @@ def test_any_flipped_bit_is_found(draw):
         decode(bytes(data), expected, URL)
 
 
-@pytest.mark.parametrize("change", [lambda data: data + b"x", lambda data: data[:-1], lambda data: b""], ids=["longer", "shorter", "empty"])
+@pytest.mark.parametrize(
+    "change", [lambda data: data + b"x", lambda data: data[:-1], lambda data: b""], ids=["longer", "shorter", "empty"]
+)
 def test_another_length_is_found(change):
     data = small()
     with pytest.raises(CorruptManifest, match="SHA-256"):
@@ -141,7 +145,9 @@ def test_corrupt(data):
     refused(data)
 
 
-@pytest.mark.parametrize("kind", [b"\xdd", b"\xdf", b"\xc6", b"\xdb", b"\xc9"], ids=["list", "map", "bin", "str", "ext"])
+@pytest.mark.parametrize(
+    "kind", [b"\xdd", b"\xdf", b"\xc6", b"\xdb", b"\xc9"], ids=["list", "map", "bin", "str", "ext"]
+)
 @pytest.mark.parametrize("name", ["planner_data", "objects", "tensors", "paths", "writer"])
 def test_a_lying_length_allocates_nothing(kind, name):
     data = with_raw(name, kind + (2**32 - 1).to_bytes(4, "big"))
@@ -167,7 +173,9 @@ def test_garbage_behind_the_magic(body):
     decodes_or_is_refused(MAGIC + body)
 
 
-@given(manifests, st.lists(st.tuples(st.floats(0, 1), st.integers(0, 5), st.binary(max_size=6)), min_size=1, max_size=3))
+@given(
+    manifests, st.lists(st.tuples(st.floats(0, 1), st.integers(0, 5), st.binary(max_size=6)), min_size=1, max_size=3)
+)
 def test_other_bytes_in_a_valid_manifest(manifest, changes):
     data = bytearray(encode(manifest))
     for where, gone, new in changes:

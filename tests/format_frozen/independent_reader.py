@@ -64,9 +64,9 @@ def read(root):
     objects = [read_object(root, *entry[:4]) for entry in manifest["objects"]]
     tensors = {name: _tensor(objects, *entry[:3]) for name, entry in manifest["tensors"].items()}
     items = {name: _item(objects, *entry) for name, entry in manifest["items"].items()}
-    if manifest["paths"] is not None:
+    if manifest.get("paths") is not None:
         return tensors, items, {name: tuple(path) for name, path in manifest["paths"].items()}
-    return tensors, items, raise_up(manifest["planner_data"])
+    return tensors, items, raise_up(manifest.get("planner_data"))
 
 
 def read_register(root):
@@ -75,7 +75,7 @@ def read_register(root):
     register = json.loads(data)
     require(register["format"] == "ckpt-cloud", "another format")
     require(register["version"] <= 1, "a newer version")
-    require(not register["flags"], "an unknown flag")
+    require(not register.get("flags"), "an unknown flag")
     require(register["state"] == "committed", "not committed")
     return register
 

@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -163,6 +164,24 @@ def test_a_flipped_bit_in_any_block_is_found(tmp_path, block):
     state["c"] = torch.empty(300, 3, dtype=torch.complex64)
     with pytest.raises(ChecksumMismatch):
         ckpt_cloud.load(state, checkpoint_id=root)
+
+
+def test_the_page_shows_what_is_stored():
+    """docs/format.md: its register, its bytes of a manifest, its header of a pack."""
+    page = (HERE.parents[1] / "docs" / "format.md").read_text()
+    assert f"```json\n{(DATA / 'sharded' / 'checkpoint' / 'COMMIT').read_text()}```" in page
+    (manifest,) = (DATA / "planner-data").rglob("manifest")
+    data = manifest.read_bytes()
+    rows = re.search(r"```hex\n(.*?)```", page, re.DOTALL)[1].splitlines()
+    assert len(rows) > 10
+    for row in rows:
+        at, shown = int(row[:3], 16), bytes.fromhex(re.match(r"(?: +[0-9a-f]{2}\b)+", row[3:])[0])
+        assert data[at : at + len(shown)] == shown, row
+    (pack,) = (DATA / "planner-data").rglob("*.safetensors")
+    assert pack.read_bytes()[8:152].decode().strip() in page
+    for row in re.findall(r'^"(?:rows|one)": .*$', page, re.MULTILINE):
+        ((name, shown),) = json.loads(f"{{{row}}}").items()
+        assert manifest_of(DATA / "sharded" / "checkpoint")["tensors"][name] == shown
 
 
 def test_the_independent_reader_is_independent():

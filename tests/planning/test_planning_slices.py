@@ -17,7 +17,9 @@ def boxes(draw):
     """A chunk's sizes, and a box in it."""
     chunk = tuple(draw(st.lists(st.integers(1, 5), max_size=4)))
     offsets = tuple(draw(st.integers(0, size - 1)) for size in chunk)
-    sizes = tuple(draw(st.integers(0 if offset else 1, size - offset)) for size, offset in zip(chunk, offsets, strict=True))
+    sizes = tuple(
+        draw(st.integers(0 if offset else 1, size - offset)) for size, offset in zip(chunk, offsets, strict=True)
+    )
     return chunk, offsets, sizes
 
 

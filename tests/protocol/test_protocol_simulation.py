@@ -89,9 +89,7 @@ class World:
             assert register.fence >= self.register.fence, "the fence was lowered"
             assert writer.overwrite or self.register.state != "committed", "replaced without overwrite"
         assert writer.number not in self.applied, "one put was applied twice"
-        return replace(
-            self, register=register, version=self.version + 1, applied=(*self.applied, writer.number)
-        )
+        return replace(self, register=register, version=self.version + 1, applied=(*self.applied, writer.number))
 
 
 def successors(world):

@@ -27,7 +27,10 @@ def careless_url(rclone, monkeypatch):
 
 def keys(url):
     bucket = url.removeprefix("s3://").partition("/")[0]
-    return [entry["Key"] for entry in boto3.session.Session().client("s3").list_objects_v2(Bucket=bucket).get("Contents", [])]
+    return [
+        entry["Key"]
+        for entry in boto3.session.Session().client("s3").list_objects_v2(Bucket=bucket).get("Contents", [])
+    ]
 
 
 def ask(url):

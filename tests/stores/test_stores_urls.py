@@ -96,7 +96,10 @@ def test_not_a_url_at_all(url):
         parse_url(url)
 
 
-@given(st.text(max_size=30) | st.tuples(st.sampled_from(["s3://", "memory://", "file:///"]), st.text(max_size=20)).map("".join))
+@given(
+    st.text(max_size=30)
+    | st.tuples(st.sampled_from(["s3://", "memory://", "file:///"]), st.text(max_size=20)).map("".join)
+)
 def test_any_text_is_a_location_or_refused(text):
     try:
         location = parse_url(text)
@@ -108,7 +111,7 @@ def test_any_text_is_a_location_or_refused(text):
         assert open_store(location, StoreOptions()).url == location.url
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/run", "s3://bucket", "memory://name", "file:///data", "file:///"])
+@pytest.mark.parametrize("url", ["s3://bucket/run", "s3://bucket", "memory://name", "file:///data"])
 def test_children_lie_below(url):
     location = parse_url(url)
     child = location.child("step-1")

@@ -57,15 +57,11 @@ class Scene:
         self.recorder = Recorder()
 
     async def load(self, options):
-        await download(
-            self.store, self.sink, self.fetches, self.entries, options=options, recorder=self.recorder
-        )
+        await download(self.store, self.sink, self.fetches, self.entries, options=options, recorder=self.recorder)
 
     def expected(self):
         contents = list(self.store.objects.values())
-        return [
-            contents[want.object][want.start + want.offsets[0] :][: want.sizes[0]] for want in self.wants
-        ]
+        return [contents[want.object][want.start + want.offsets[0] :][: want.sizes[0]] for want in self.wants]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -83,7 +83,10 @@ def test_every_byte_lies_where_the_plan_says(new_store, small_options, entries, 
         sums = unpack_sums(entry.sums)
         assert len(sums) == -(-len(stored) // block_size)
         assert first_bad_block(stored, 0, sums, block_size) is None
-        assert store.parts.get(key) in (None, [plan.part_size] * (len(stored) // plan.part_size) + [*rest(stored, plan)])
+        assert store.parts.get(key) in (
+            None,
+            [plan.part_size] * (len(stored) // plan.part_size) + [*rest(stored, plan)],
+        )
     assert sorted(source.released) == list(range(len(entries)))
 
 
@@ -95,6 +98,7 @@ async def test_staged_parts_stay_within_the_budget(store, small_options):
     source = Memory([some_bytes(7000, seed) for seed in range(12)])
     packs = planned(source.values, pack_size=14_000, part_size=500)
     assert len(packs) == 6
+
     async def some_turns(key, number):
         for _ in range(number % 7):
             await asyncio.sleep(0.001)
