@@ -18,7 +18,9 @@ from ckpt_cloud.errors import (
     CheckpointNotFound,
     CheckpointPerRank,
     CkptCloudError,
+    CorruptCommit,
     CorruptManifest,
+    Damaged,
     NotFound,
     PreconditionFailed,
     StoreUnavailable,
@@ -52,6 +54,8 @@ async def read_register(store: ObjectStore, *, under: str = "") -> Seen:
             data, info = await store.get(key, limit=registers.MAX_BYTES)
     except NotFound:
         return Seen(None)
+    except Damaged as error:
+        raise CorruptCommit(f"COMMIT is not one of ours: {error.message}", f"{store.url}/{key}") from None
     except TimeoutError:
         hint = "check the endpoint and the network, then try again"
         message = f"COMMIT could not be read within {_REGISTER_TIMEOUT_S:.0f} s"

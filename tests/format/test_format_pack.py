@@ -155,8 +155,15 @@ def test_the_longest_header_is_within_its_bound(fqn, dtype, dims):
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\0" * 7, b"\xff" * 8, (10).to_bytes(8, "little") + b"{}", (2).to_bytes(8, "little") + b"[]"]
-    + [(4).to_bytes(8, "little") + b"\xff\xfe{}", (50_000).to_bytes(8, "little") + b'{"a":' * 10_000],
+    [
+        b"",
+        b"\0" * 7,
+        b"\xff" * 8,
+        (10).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"[]",
+        (4).to_bytes(8, "little") + b"\xff\xfe{}",
+        (50_000).to_bytes(8, "little") + b'{"a":' * 10_000,
+    ],
 )
 def test_not_a_header(data):
     with pytest.raises(CorruptManifest):

@@ -1,7 +1,7 @@
 """Plain values survive MessagePack with their types; nothing else gets in, and nothing odd gets out."""
 
 import collections
-import datetime
+import datetime as dt
 import enum
 
 import msgspec
@@ -61,7 +61,7 @@ class Text(str):
         Colour.RED,
         Text("x"),
         collections.OrderedDict(a=1),
-        datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+        dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
     ],
     ids=repr,
 )
@@ -103,7 +103,7 @@ def test_a_value_that_holds_itself_is_refused():
         {1: []},
         pytest.param(msgspec.msgpack.Ext(5, b"x"), id="extension"),
         pytest.param({"l": [msgspec.msgpack.Ext(5, b"x")]}, id="extension-inside"),
-        datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+        dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
     ],
     ids=repr,
 )

@@ -125,7 +125,7 @@ class FakeStore:
             self._see(buffer)
             view = memoryview(buffer)
             del buffer
-            while len(view):
+            while view:
                 pieces.append(view[:room])
                 room -= len(pieces[-1])
                 view = view[len(pieces[-1]) :]
