@@ -1,6 +1,7 @@
 """Sync over async: one private event loop in one daemon thread per process, behind DCP's synchronous hooks.
 
-The thread starts with the first call, is rebuilt in a child after `fork`, and is never shared with the user's loops.
+The thread starts with the first call and is never shared with the user's loops. A child forked before that has its
+own; one forked later is told that it cannot go on.
 """
 
 from __future__ import annotations
@@ -13,17 +14,26 @@ from collections.abc import Coroutine
 from concurrent.futures import CancelledError as FutureCancelled
 from typing import Any, TypeVar
 
+from ckpt_cloud.errors import Unsupported
+
 T = TypeVar("T")
 
 _STOP_S = 5.0
 
 _lock = threading.Lock()
-# The only state of this module: the loop of this process, reset in a forked child.
+# The only state of this module: the loop of this process, reset in a forked child, and whether this is such a child.
 _loop: asyncio.AbstractEventLoop | None = None
+_forked_after_use = False
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Runs `work` on the private loop and returns its result; KeyboardInterrupt cancels it."""
+    if _forked_after_use:
+        work.close()
+        hint = "start the process with spawn or forkserver, or call ckpt_cloud only after the fork"
+        raise Unsupported(
+            "this process was forked from one that had used ckpt_cloud; stores do not survive that", hint=hint
+        )
     future = asyncio.run_coroutine_threadsafe(work, event_loop())
     try:
         return future.result()
@@ -59,7 +69,9 @@ def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, pid: int) -
 
 
 def _forget_after_fork() -> None:
-    global _loop, _lock  # noqa: PLW0603 - the thread is gone in the child
+    global _loop, _lock, _forked_after_use  # noqa: PLW0603 - the threads are gone in the child
+    # obstore's runtime lost its threads too, and cannot be started anew.
+    _forked_after_use = _forked_after_use or _loop is not None
     _loop = None
     _lock = threading.Lock()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -16,9 +18,10 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.storage import WriteResult
 
-from ckpt_cloud.errors import CorruptManifest, IncompleteSave
+from ckpt_cloud.errors import CorruptManifest, IncompleteSave, StateMismatch
 from ckpt_cloud.format import plain
 from ckpt_cloud.format.manifest import Chunk, ItemEntry, Manifest, ObjectEntry, TensorEntry
 from ckpt_cloud.tensors import dtype_name, dtype_of
@@ -48,9 +51,12 @@ class Uploaded(msgspec.Struct, frozen=True):
 
 
 def build(
-    metadata: Metadata, results: Sequence[Sequence[WriteResult]], *, attempt: str, writer: str
+    metadata: Metadata, results: Sequence[Sequence[WriteResult]], *, attempt: str, writer: str, ranks: int | None
 ) -> tuple[Manifest, str]:
     """The manifest of a save, and the oldest id under which its data was written.
+
+    Args:
+        ranks: for a rank's own checkpoint, how many ranks have one.
 
     Raises:
         IncompleteSave: a chunk of the plan that no rank reports, or that two claim.
@@ -84,6 +90,7 @@ def build(
         planner_data=other,
         storage_meta=None if meta is None else _storage_meta(meta),
         dcp_version=metadata.version,
+        ranks=ranks,
     )
     return manifest, oldest
 
@@ -99,6 +106,33 @@ def to_dcp(manifest: Manifest) -> Metadata:
     planner_data = manifest.paths if manifest.paths is not None else plain.raise_up(manifest.planner_data)
     meta = StorageMeta(**manifest.storage_meta) if manifest.storage_meta else None
     return Metadata(entries, planner_data=planner_data, storage_meta=meta, version=manifest.dcp_version)
+
+
+def world_size() -> int:
+    """Ranks of the default process group; 1 without one."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def check_own_shards(manifest: Manifest, items: Sequence[ReadItem]) -> None:
+    """Refuses a load from a rank's own checkpoint that would leave a part of a tensor as it was.
+
+    Such a checkpoint holds this rank's shards only, so it can only fill the very same shards.
+
+    Raises:
+        StateMismatch: another number of ranks, or another sharding.
+    """
+    hint = "load with as many ranks and the same sharding, or save with use_collectives=True to be free in both"
+    if manifest.ranks != world_size():
+        message = f"each of {manifest.ranks} ranks saved its own checkpoint; there are {world_size()} now"
+        raise StateMismatch(message, hint=hint)
+    for item in items:
+        entry = manifest.tensors.get(item.storage_index.fqn)
+        if entry is None or sum(math.prod(chunk.sizes) for chunk in entry.chunks) == math.prod(entry.shape):
+            continue
+        chunk = find_chunk(entry, item.storage_index)
+        if tuple(item.dest_index.offset or ()) != chunk.offsets or tuple(item.lengths) != chunk.sizes:
+            message = f"{item.dest_index.fqn!r} was sharded otherwise when this rank saved its own checkpoint"
+            raise StateMismatch(message, hint=hint)
 
 
 def find_chunk(entry: TensorEntry, index: MetadataIndex) -> Chunk:
@@ -140,8 +174,14 @@ def _collect(
         if stored.object >= 0:
             stored = msgspec.structs.replace(stored, object=stored.object + first_object)
         other = places.setdefault(result.index, stored)
-        if other is not stored and other.nbytes + stored.nbytes > 0:
+        if other is not stored and _is_empty(other):
+            places[result.index] = stored
+        elif other is not stored and not _is_empty(stored):
             raise IncompleteSave(f"two ranks wrote the same chunk of {result.index.fqn!r}; nothing was committed")
+
+
+def _is_empty(stored: Stored) -> bool:
+    return stored.inline is None and stored.nbytes == 0
 
 
 def _place(index: MetadataIndex, places: dict[MetadataIndex, Stored]) -> Stored:

@@ -27,7 +27,7 @@ from ckpt_cloud.events import Listener, Recorder, Report
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.manifest import ItemEntry, Manifest
 from ckpt_cloud.format.register import ManifestRef
-from ckpt_cloud.metadata import find_chunk, to_dcp
+from ckpt_cloud.metadata import check_own_shards, find_chunk, to_dcp
 from ckpt_cloud.options import StoreOptions, TransferOptions
 from ckpt_cloud.planning.load import Want, plan_fetches
 from ckpt_cloud.session import Place, Settings, location_of, rank_location
@@ -192,10 +192,16 @@ class ObjectStoreReader(StorageReader):
             raise metadata.error
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Notes which save this rank opened, unless each has one of its own."""
-        load = self._current()
-        common = load.place.location == location_of(self._url)
-        return dataclasses.replace(plan, storage_data=load.manifest.attempt if common else None)
+        """Notes which save this rank opened, unless each has one of its own.
+
+        Raises:
+            StateMismatch: ranks' own checkpoints do not fit the ranks, or the shards, that there are now.
+        """
+        manifest = self._current().manifest
+        if manifest.ranks is None:
+            return dataclasses.replace(plan, storage_data=manifest.attempt)
+        check_own_shards(manifest, plan.items)
+        return plan
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
         """The plans as they are.

@@ -29,7 +29,7 @@ from ckpt_cloud.errors import CkptCloudError, InvalidOption, UnsupportedTensor
 from ckpt_cloud.events import Listener, Recorder, Report
 from ckpt_cloud.format.layout import manifest_key, mint_id, pack_key
 from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
-from ckpt_cloud.metadata import Stored, Uploaded
+from ckpt_cloud.metadata import Stored, Uploaded, world_size
 from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
 from ckpt_cloud.planning.save import PackPlan, plan_packs
 from ckpt_cloud.protocol import Seen
@@ -47,6 +47,8 @@ class _Save:
     id: str
     place: Place
     recorder: Recorder
+    ranks: int | None
+    """How many ranks save beside each other without coordination; None when there is one checkpoint for all."""
     seen: Seen | None
     """The register as it was before; only where this rank may commit."""
     keys: list[str] = field(default_factory=list)
@@ -159,7 +161,8 @@ class ObjectStoreWriter(StorageWriter):
                 location = rank_location(location, _known(rank))
             place = Place.at(location, self._settings.store)
             seen = self._admit(place, overwrite=self._overwrite) if commits else None
-        self._save = _Save(mint_id(time.time_ns() // 1_000_000, os.urandom(10)), place, recorder, seen)
+        ranks = None if use_collectives else world_size()
+        self._save = _Save(mint_id(time.time_ns() // 1_000_000, os.urandom(10)), place, recorder, ranks, seen)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """The plan as it is.
@@ -218,7 +221,7 @@ class ObjectStoreWriter(StorageWriter):
         save = self._current()
         assert save.seen is not None, "finish is only called where the save was admitted"
         with save.recorder.phase("commit"):
-            body, oldest = metadata_room.build(metadata, results, attempt=save.id, writer=WRITER)
+            body, oldest = metadata_room.build(metadata, results, attempt=save.id, writer=WRITER, ranks=save.ranks)
             save.keys.append(manifest_key(save.id))
             bridge.run(
                 commit.publish(

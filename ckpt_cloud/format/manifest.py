@@ -83,6 +83,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         paths: DCP's flatten mapping, key → path in the nested state dict.
         planner_data: what a custom planner added instead, lowered by `format.plain`.
         storage_meta: DCP's `StorageMeta`: checkpoint id, save id, modules.
+        ranks: how many ranks saved beside each other without coordination, each a checkpoint of its own; None for the
+            one checkpoint of all ranks.
     """
 
     attempt: str
@@ -94,6 +96,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     planner_data: Any = None
     storage_meta: dict[str, Any] | None = None
     dcp_version: str | None = None
+    ranks: int | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -133,6 +136,6 @@ def decode(data: bytes, expected: ManifestRef, url: str) -> Manifest:
 
 def _check_object(entry: ObjectEntry, url: str) -> None:
     check_key(entry.key)
-    sane = entry.size >= 0 and entry.block_size > 0
+    sane = entry.key.endswith(".safetensors") and entry.size >= 0 and entry.block_size > 0
     if not sane or len(entry.sums) != sums_length(entry.size, entry.block_size):
-        raise CorruptManifest(f"the manifest's checksums of {entry.key} do not fit its size", url)
+        raise CorruptManifest(f"the manifest's entry of {entry.key} contradicts itself", url)

@@ -90,6 +90,8 @@ def _check_version(data: bytes, url: str) -> None:
         raise CorruptCommit(f"COMMIT does not decode: {error}", url) from error
     if seen.format != FORMAT:
         raise CorruptCommit(f"COMMIT is of format {seen.format[:50]!r}, not {FORMAT!r}", url)
+    if seen.version < 1:
+        raise CorruptCommit(f"COMMIT has format version {seen.version}", url)
     if seen.version > VERSION:
         hint = f"load it with a ckpt_cloud that knows format {seen.version}"
         raise Unsupported(f"the checkpoint has format version {seen.version}, this library knows {VERSION}", url, hint)

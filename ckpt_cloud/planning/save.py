@@ -98,7 +98,7 @@ def _groups(entries: Sequence[PackEntry], *, pack_size: int) -> Iterator[list[in
     for index, entry in enumerate(entries):
         over_header = header_bound + header_bytes_bound(entry) > MAX_HEADER_BYTES // 2
         # Closes where the boundary is nearer before this entry than after it.
-        over_size = filled + entry.nbytes // 2 > target or filled + entry.nbytes > pack_size
+        over_size = 2 * filled + entry.nbytes > 2 * target or filled + entry.nbytes > pack_size
         if group and (over_size or over_header):
             yield group
             rest -= filled

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import obstore
 
-from ckpt_cloud.errors import PreconditionFailed
+from ckpt_cloud.errors import AlreadyExists, PreconditionFailed
 from ckpt_cloud.format.layout import join
 from ckpt_cloud.stores.base import ANY, Buffer, Condition, Replace
 from ckpt_cloud.stores.native import NativeStore
@@ -25,10 +25,9 @@ class LocalStore(NativeStore):
         self._root = root
 
     async def put(self, key: str, data: Buffer, condition: Condition = ANY) -> str | None:
-        if isinstance(condition, Replace):
-            version = await in_thread(self._replace, key, data, condition.version)
-        else:
-            version = await super().put(key, data, condition)
+        if condition is not ANY:
+            return await in_thread(self._put_if, key, data, condition)
+        version = await super().put(key, data)
         await in_thread(_sync, self._root / key, self._root)
         return version
 
@@ -47,17 +46,47 @@ class LocalStore(NativeStore):
         await super().delete(keys)
         await in_thread(_prune, [self._root / key for key in keys], self._root)
 
-    def _replace(self, key: str, data: Buffer, version: str) -> str | None:
-        """Compares and replaces under a lock on the directory that every writer of this library takes."""
-        path = join(self._prefix, key)
+    def _put_if(self, key: str, data: Buffer, condition: Condition) -> str | None:
+        """Gives a file that is already on the disk its name, if the condition holds; never a name without its bytes."""
+        path = self._root / key
         with self._translated("put", key):
+            if isinstance(condition, Replace):
+                self._check(condition, key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # obstore leaves names like this out of listings, as it does with drafts of its own.
+            draft = path.with_name(f"{path.name}#{int.from_bytes(os.urandom(4), 'big')}")
             try:
-                with _locked(self._root):
-                    if obstore.head(self._data, path)["e_tag"] == version:
-                        return obstore.put(self._data, path, data, mode="overwrite", use_multipart=False)["e_tag"]
-            except FileNotFoundError:
-                pass
-        raise PreconditionFailed("put: the object is another version, or gone", self._at(key))
+                with draft.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                with _locked(path.parent):
+                    self._publish(draft, path, condition, key)
+                _sync(path.parent, self._root)
+                return self._version(key)
+            finally:
+                draft.unlink(missing_ok=True)
+
+    def _publish(self, draft: Path, path: Path, condition: Condition, key: str) -> None:
+        """Under the lock that every writer of this library takes; a create is atomic even without it."""
+        if isinstance(condition, Replace):
+            self._check(condition, key)
+            draft.replace(path)
+            return
+        try:
+            path.hardlink_to(draft)
+        except FileExistsError:
+            raise AlreadyExists("put: an object is already there", self._at(key)) from None
+
+    def _check(self, condition: Replace, key: str) -> None:
+        if self._version(key) != condition.version:
+            raise PreconditionFailed("put: the object is another version, or gone", self._at(key))
+
+    def _version(self, key: str) -> str | None:
+        try:
+            return obstore.head(self._data, join(self._prefix, key))["e_tag"]
+        except FileNotFoundError:
+            return None
 
 
 @contextmanager
@@ -87,12 +116,12 @@ def _prune(paths: Sequence[Path], root: Path) -> None:
 
 
 def _sync(path: Path, root: Path) -> None:
-    """Syncs a file and the directories that name it, up to `root`."""
+    """Syncs a file, or a directory, and the directories that name it, up to `root`'s own name."""
     for target in (path, *path.parents):
         handle = os.open(target, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
-        if target == root:
+        if target == root.parent:
             return

@@ -198,6 +198,9 @@ def other_calls(root):
     ckpt_cloud.save(state(), checkpoint_id=f"{root}/alone", use_collectives=False)
     if not right(f"{root}/alone"):
         wrong.append("use_collectives=False")
+    other = {"t": distribute_tensor(torch.zeros_like(whole), mesh, [Shard(1)])}
+    if (error_of(lambda: ckpt_cloud.load(other, checkpoint_id=f"{root}/alone")) or ("",))[0] != "StateMismatch":
+        wrong.append("use_collectives=False, other sharding")
     single = {"rank": torch.full((2,), float(rank))}
     ckpt_cloud.save(single, checkpoint_id=f"{root}/no-dist-{rank}", no_dist=True)
     got = {"rank": torch.zeros(2)}
@@ -223,3 +226,8 @@ def other_calls(root):
     if pickle.loads(pickle.dumps(writer)).checkpoint_id != writer.checkpoint_id:
         wrong.append("pickle")
     return wrong
+
+
+def load_own(url):
+    """On another number of ranks than saved their own checkpoints there."""
+    return error_of(lambda: ckpt_cloud.load({"t": torch.zeros(10, 2)}, checkpoint_id=url))

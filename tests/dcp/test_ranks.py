@@ -61,3 +61,7 @@ def test_all_ranks_are_told_what_failed_on_one(tmp_path):
 
 def test_other_ways_to_call(tmp_path):
     assert ranks.run(3, cases.other_calls, tmp_path, f"file://{tmp_path}/run") == [[]] * 3
+    # A part of the tensor lies in each rank's own; filling only that part would be a wrong tensor.
+    ((kind, said),) = ranks.run(1, cases.load_own, tmp_path, f"file://{tmp_path}/run/alone")
+    assert kind == "StateMismatch"
+    assert "3 ranks" in said

@@ -84,7 +84,7 @@ def test_keys_that_we_make_pass(unix_ms, chance, number):
         f"data/{ID}/.safetensors",
         f"data/{ID}/1safetensors",
         f"data/{ID}/1234567890.safetensors",
-        f"data/{ID}/\u0661.safetensors",  # noqa: RUF001 - a digit, but none of ours
+        f"data/{ID}/\u0661.safetensors",
         f"data/{ID.upper()}/manifest",
         f"data\\{ID}\\manifest",
         f"rank-00001/data/{ID}/manifest",
