@@ -26,7 +26,8 @@ def run(url: str, *, as_json: bool) -> None:
         print(msgspec.json.format(msgspec.json.encode(_summary(location.url, manifest))).decode())
         return
     console = Console()
-    console.print(f"{location.url}  saved by {manifest.writer}, attempt {manifest.attempt}", highlight=False)
+    console.print(location.url, highlight=False, soft_wrap=True)
+    console.print(f"saved by {manifest.writer}, attempt {manifest.attempt}", highlight=False)
     table = Table("key", "dtype", "shape", "size", "shards", box=None)
     for name, tensor in manifest.tensors.items():
         shape = " × ".join(map(str, tensor.shape)) or "scalar"
@@ -35,7 +36,7 @@ def run(url: str, *, as_json: bool) -> None:
         table.add_row(name, "item", "", decimal(_item_bytes(item)), "")
     console.print(table)
     total = sum(entry.size for entry in manifest.objects)
-    console.print(f"{len(manifest.objects)} objects, {decimal(total)}", highlight=False)
+    console.print(f"{len(manifest.objects)} object(s), {decimal(total)}", highlight=False)
 
 
 def _summary(url: str, manifest: Manifest) -> dict[str, object]:

@@ -57,7 +57,7 @@ def test_show_prints_a_table(root):
     text = command("show", root / "step-2").stdout
     assert "4 × 3" in text
     assert "bfloat16" in text
-    assert "1 objects" in text
+    assert "1 object(s)" in text
 
 
 @pytest.mark.parametrize(

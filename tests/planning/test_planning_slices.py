@@ -15,11 +15,12 @@ WIDTHS = st.sampled_from([1, 2, 4, 8, 16])
 @st.composite
 def boxes(draw):
     """A chunk's sizes, and a box in it."""
-    chunk = tuple(draw(st.lists(st.integers(1, 5), max_size=4)))
+    chunk = tuple(draw(st.lists(st.integers(2, 5) | st.integers(1, 5), max_size=4)))
     offsets = tuple(draw(st.integers(0, size - 1)) for size in chunk)
-    sizes = tuple(
-        draw(st.integers(0 if offset else 1, size - offset)) for size, offset in zip(chunk, offsets, strict=True)
-    )
+    room = [size - offset for size, offset in zip(chunk, offsets, strict=True)]
+    # Mostly large, since those have gaps; and sometimes empty.
+    least = 0 if draw(st.integers(0, 9)) == 9 else 1
+    sizes = tuple(size - draw(st.integers(0, size - least)) for size in room)
     return chunk, offsets, sizes
 
 
@@ -43,6 +44,18 @@ def gaps(chunk, offsets, sizes, width):
     return (np.diff(at) - 1) * width, int((at[-1] - at[0] + 1) * width)
 
 
+@st.composite
+def cuts(draw):
+    """A chunk, a box in it, the width of its elements, and limits that are just kept or just broken."""
+    chunk, offsets, sizes = draw(boxes())
+    width = draw(WIDTHS)
+    inside, span = gaps(chunk, offsets, sizes, width) if math.prod(sizes) else ([], 1)
+    near = [int(value) + off for value in {*inside, span} for off in (-1, 0, 1)]
+    max_gap = draw(st.sampled_from([max(0, value) for value in near]) | st.integers(0, 200))
+    max_span = draw(st.sampled_from([max(1, value) for value in near]) | st.just(10_000) | st.integers(1, 400))
+    return chunk, offsets, sizes, width, max_span, max_gap
+
+
 @given(st.lists(st.integers(1, 9), max_size=5).map(tuple), WIDTHS)
 def test_strides_are_numpys(sizes, width):
     assert tuple(step * width for step in strides(sizes)) == chunk_of(sizes, width).strides
@@ -52,9 +65,9 @@ def test_strides_of_an_empty_box_are_defined():
     assert strides((3, 0, 2)) == (2, 2, 1)
 
 
-@given(boxes(), WIDTHS, st.integers(1, 400), st.integers(0, 200))
-def test_pieces_rebuild_the_box(box, width, max_span, max_gap):
-    chunk, offsets, sizes = box
+@given(cuts())
+def test_pieces_rebuild_the_box(cut):
+    chunk, offsets, sizes, width, max_span, max_gap = cut
     array = chunk_of(chunk, width)
     memory = array.tobytes()
     rebuilt = np.zeros(sizes, f"V{width}")
@@ -70,9 +83,9 @@ def test_pieces_rebuild_the_box(box, width, max_span, max_gap):
     assert rebuilt.tobytes() == box_of(array, offsets, sizes).tobytes()
 
 
-@given(boxes(), WIDTHS, st.integers(1, 400), st.integers(0, 200))
-def test_pieces_keep_their_limits(box, width, max_span, max_gap):
-    chunk, offsets, sizes = box
+@given(cuts())
+def test_pieces_keep_their_limits(cut):
+    chunk, offsets, sizes, width, max_span, max_gap = cut
     for piece in pieces(chunk, offsets, sizes, width, max_span=max_span, max_gap=max_gap):
         inside, span = gaps(chunk, [o + p for o, p in zip(offsets, piece.offsets, strict=True)], piece.sizes, width)
         assert piece.end - piece.start == span
@@ -80,9 +93,9 @@ def test_pieces_keep_their_limits(box, width, max_span, max_gap):
         assert max(inside, default=0) <= max_gap
 
 
-@given(boxes(), WIDTHS, st.integers(1, 2000), st.integers(0, 200))
-def test_what_fits_is_not_cut(box, width, max_span, max_gap):
-    chunk, offsets, sizes = box
+@given(cuts())
+def test_what_fits_is_not_cut(cut):
+    chunk, offsets, sizes, width, max_span, max_gap = cut
     found = list(pieces(chunk, offsets, sizes, width, max_span=max_span, max_gap=max_gap))
     if not math.prod(sizes):
         assert found == []
