@@ -157,10 +157,13 @@ def _open_for_all(reader: ObjectStoreReader, group: dist.ProcessGroup | None, *,
 
 
 def _try_open(reader: ObjectStoreReader) -> Opened | CkptCloudError:
+    """What is found, or why not; nothing may be raised here, since the other ranks wait for an answer."""
     try:
         return reader.open()
     except CkptCloudError as error:
         return error
+    except Exception as error:  # noqa: BLE001 - told to all ranks
+        return RankFailed(f"the coordinator failed with {type(error).__name__}: {error}", reader.checkpoint_id or "")
 
 
 def _settled(upload: Future[T], writer: StorageWriter) -> Future[T]:
