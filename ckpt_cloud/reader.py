@@ -22,10 +22,10 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from ckpt_cloud import bridge, commit
-from ckpt_cloud.errors import CheckpointChanged, CheckpointNotFound, CkptCloudError, StateMismatch
+from ckpt_cloud.errors import CheckpointChanged, CheckpointNotFound, CkptCloudError, CorruptManifest, StateMismatch
 from ckpt_cloud.events import Listener, Recorder, Report
 from ckpt_cloud.format import manifest as manifests
-from ckpt_cloud.format.manifest import ItemEntry, Manifest
+from ckpt_cloud.format.manifest import ItemEntry, Manifest, ObjectEntry
 from ckpt_cloud.format.register import ManifestRef
 from ckpt_cloud.metadata import check_own_shards, find_chunk, to_dcp
 from ckpt_cloud.options import StoreOptions, TransferOptions
@@ -282,7 +282,7 @@ class _Reads:
         reads = cls()
         for item in items:
             if item.type is LoadItemType.BYTE_IO:
-                reads._add_item(item, manifest.items[item.storage_index.fqn])
+                reads._add_item(item, manifest.items[item.storage_index.fqn], manifest.objects)
             else:
                 reads._add_tensor(item, planner.resolve_tensor(item), manifest)
         return reads
@@ -314,10 +314,12 @@ class _Reads:
         for item, value in values:
             planner.load_bytes(item, io.BytesIO(value))
 
-    def _add_item(self, item: ReadItem, entry: ItemEntry) -> None:
+    def _add_item(self, item: ReadItem, entry: ItemEntry, objects: list[ObjectEntry]) -> None:
         if entry.inline is not None:
             self.items.append((item, entry.inline))
             return
+        if not 0 <= entry.object < len(objects) or not 0 <= entry.nbytes <= objects[entry.object].size:
+            raise CorruptManifest(f"item {item.storage_index.fqn!r} lies outside its object")
         target = np.empty(entry.nbytes, dtype=np.uint8)
         self.items.append((item, target))
         self.wants.append(Want(entry.object, entry.start, 1, (entry.nbytes,), (0,), (entry.nbytes,)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import obstore
 
-from ckpt_cloud.errors import Damaged, RangeNotSatisfiable, RequestRefused, StoreUnavailable
+from ckpt_cloud.errors import CkptCloudError, Damaged, RangeNotSatisfiable, RequestRefused, StoreUnavailable
 from ckpt_cloud.format.layout import join
 from ckpt_cloud.stores.base import ANY, CREATE, Buffer, Condition, ObjectInfo, Replace
 from ckpt_cloud.stores.capabilities import ALL, Capabilities, probe
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _ABORT_TIMEOUT_S = 10.0
 """For parts under way to end and the abort to be sent when an upload is cancelled."""
+_HEAD_TIMEOUT_S = 10.0
+"""For the one look at an object's size after a read of it failed."""
 _known: dict[str, Capabilities] = {}
 """By bucket and endpoint, for the life of the process."""
 
@@ -58,21 +60,26 @@ class NativeStore:
         self, key: str, buffers: AsyncIterable[Buffer], *, part_size: int, concurrency: int
     ) -> str | None:
         halt: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        stream = _until(halt, buffers)
-        with self._translated("upload", key):
-            upload = asyncio.ensure_future(
-                obstore.put_async(
-                    self._data, join(self._prefix, key), stream, chunk_size=part_size, max_concurrency=concurrency
-                )
+        failures: list[Exception] = []
+        stream = _until(halt, buffers, failures)
+        upload = asyncio.ensure_future(
+            obstore.put_async(
+                self._data, join(self._prefix, key), stream, chunk_size=part_size, max_concurrency=concurrency
             )
-            try:
-                result = await asyncio.shield(upload)
-            except asyncio.CancelledError:
-                # obstore aborts an upload whose stream fails, but not one that nobody waits for any more.
-                halt.set_result(None)
-                await _ended(upload, timeout_s=_ABORT_TIMEOUT_S)
-                raise
-        return result["e_tag"]
+        )
+        try:
+            with self._translated("upload", key):
+                return (await asyncio.shield(upload))["e_tag"]
+        except asyncio.CancelledError:
+            # obstore aborts an upload whose stream fails, but not one that nobody waits for any more.
+            halt.set_result(None)
+            await _ended(upload, timeout_s=_ABORT_TIMEOUT_S)
+            raise
+        except CkptCloudError:
+            if failures:
+                # The caller's own, which obstore hands on and the table above would take for the store's.
+                raise failures[0] from None
+            raise
 
     async def get(self, key: str, *, limit: int) -> tuple[bytes, ObjectInfo]:
         with self._translated("get", key):
@@ -99,8 +106,11 @@ class NativeStore:
 
     async def _check_size(self, key: str, end: int) -> None:
         """Tells a range that does not exist, which stores report in many ways, from a passing fault."""
-        with self._translated("head", key):
-            size = (await obstore.head_async(self._data, join(self._prefix, key)))["size"]
+        try:
+            async with asyncio.timeout(_HEAD_TIMEOUT_S):
+                size = (await obstore.head_async(self._control, join(self._prefix, key)))["size"]
+        except Exception:  # noqa: BLE001 - the read's own error says it
+            return
         if size < end:
             raise RangeNotSatisfiable(f"read: the object has {size} bytes, {end} were asked for", self._at(key))
 
@@ -150,8 +160,10 @@ class NativeStore:
         return translated(operation, self._at(key))
 
 
-async def _until(halt: asyncio.Future[Any], buffers: AsyncIterable[Buffer]) -> AsyncIterator[Buffer]:
-    """`buffers`, without keeping hold of one; fails as soon as `halt` is done."""
+async def _until(
+    halt: asyncio.Future[Any], buffers: AsyncIterable[Buffer], failures: list[Exception]
+) -> AsyncIterator[Buffer]:
+    """`buffers`, without keeping hold of one; fails as soon as `halt` is done. Notes what `buffers` raise."""
     source = aiter(buffers)
     while True:
         coming: list[asyncio.Future[Any]] = [asyncio.ensure_future(_next(source))]
@@ -163,6 +175,9 @@ async def _until(halt: asyncio.Future[Any], buffers: AsyncIterable[Buffer]) -> A
             arrived = [coming.pop().result()]
         except StopAsyncIteration:
             return
+        except Exception as error:
+            failures.append(error)
+            raise
         yield arrived.pop()
 
 

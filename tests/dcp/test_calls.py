@@ -14,7 +14,14 @@ from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
 
 import ckpt_cloud
 from ckpt_cloud import ObjectStoreReader, ObjectStoreWriter
-from ckpt_cloud.errors import CheckpointExists, CheckpointNotFound, InvalidOption, InvalidURL, Unsupported
+from ckpt_cloud.errors import (
+    CheckpointExists,
+    CheckpointNotFound,
+    InvalidOption,
+    InvalidURL,
+    RankFailed,
+    Unsupported,
+)
 
 
 def state(value=1.0):
@@ -251,6 +258,19 @@ def test_an_async_save_that_fails_says_so_and_cleans_up(url, keys):
     assert keys(url) == []
     with pytest.raises(CheckpointNotFound):
         check(url)
+
+
+def test_a_planners_own_os_error_is_not_taken_for_the_stores(url, keys):
+    class Failing(DefaultSavePlanner):
+        def resolve_data(self, write_item):
+            if write_item.index.fqn == "w":
+                raise PermissionError(13, "no entry to the planner")
+            return super().resolve_data(write_item)
+
+    big = {"a": torch.zeros(5 << 20), "w": torch.ones(3)}
+    with pytest.raises(RankFailed, match="no entry to the planner"):
+        ckpt_cloud.save(big, checkpoint_id=url, planner=Failing())
+    assert keys(url) == []
 
 
 def test_a_failed_save_leaves_the_checkpoint_that_is_there(url, keys):
