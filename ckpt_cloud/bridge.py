@@ -19,6 +19,9 @@ from ckpt_cloud.errors import Unsupported
 T = TypeVar("T")
 
 _STOP_S = 5.0
+_SETTLE_S = 0.1
+"""For the engine's own threads to let go of Python objects: one that needs the interpreter once it is going aborts the
+process (https://docs.python.org/3.11/c-api/init.html#c.PyGILState_Ensure)."""
 
 _lock = threading.Lock()
 # The only state of this module: the loop of this process, reset in a forked child, and whether this is such a child.
@@ -66,6 +69,7 @@ def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, pid: int) -
     if os.getpid() == pid and not loop.is_closed():
         loop.call_soon_threadsafe(loop.stop)
         thread.join(_STOP_S)
+        threading.Event().wait(_SETTLE_S)
 
 
 def _forget_after_fork() -> None:

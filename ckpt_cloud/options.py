@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from ckpt_cloud.errors import InvalidOption
 
@@ -12,7 +13,19 @@ KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 
-_SECRETS = ("access_key_id", "secret_access_key", "session_token")
+Engine = Literal["native", "fsspec"]
+
+_SIGNING = (
+    "access_key_id",
+    "secret_access_key",
+    "session_token",
+    "access_token",
+    "connection_string",
+    "account_key",
+    "sas_token",
+)
+_SECRETS = (*_SIGNING, "sse_customer_key", "filesystem", "filesystem_options")
+_CUSTOMER_KEY_BYTES = 32
 
 
 def _require(condition: bool, message: str) -> None:
@@ -47,39 +60,102 @@ class StoreOptions:
     """Where the store is and who asks. Everything left `None` comes from where the user's other tools take it.
 
     For S3 that is boto3's chain: `AWS_*` variables (with `AWS_ENDPOINT_URL_S3` and `AWS_ENDPOINT_URL`), the shared
-    config and credentials files, profiles, SSO, web identity, container and instance roles.
-    Keys given here are neither shown by `repr` nor pickled.
+    config and credentials files, profiles, SSO, web identity, container and instance roles. For Google Cloud Storage
+    it is `STORAGE_EMULATOR_HOST` and application default credentials. For Azure it is
+    `AZURE_STORAGE_CONNECTION_STRING`, the other `AZURE_STORAGE_*` variables, and `DefaultAzureCredential`.
+    Secrets given here, and a filesystem, are neither shown by `repr` nor pickled.
     """
 
+    engine: Engine | None = None
+    """`native` (obstore) or `fsspec`; by default what the URL's scheme stands for (docs/stores.md)."""
     endpoint_url: str | None = None
-    """Of an S3-compatible server, such as `http://127.0.0.1:8333`."""
+    """Of another server than the cloud's own, such as `http://127.0.0.1:8333`."""
+    anonymous: bool = False
+    """Sign nothing: for public buckets."""
+
     region: str | None = None
+    """S3: of the bucket."""
     profile: str | None = None
-    """Name of a profile in the shared AWS config."""
+    """S3: name of a profile in the shared AWS config."""
     access_key_id: str | None = field(default=None, repr=False)
     secret_access_key: str | None = field(default=None, repr=False)
     session_token: str | None = field(default=None, repr=False)
-    anonymous: bool = False
-    """Sign nothing: for public buckets."""
     virtual_hosted_style: bool | None = None
-    """`https://bucket.host/key` rather than `https://host/bucket/key`; by default only without an endpoint."""
-    store_checksums: bool = False
-    """Have the store check a CRC64NVME of every upload (S3 and servers that know additional checksums)."""
+    """S3: `https://bucket.host/key` rather than `https://host/bucket/key`; by default what the AWS config says, else
+    only without an endpoint."""
+    requester_pays: bool = False
+    """S3: the requests are paid by who makes them (`x-amz-request-payer`); Google: by `project`."""
+    store_checksums: bool | None = None
+    """S3: have the store check a checksum of every upload; by default only where `AWS_REQUEST_CHECKSUM_CALCULATION`,
+    or `request_checksum_calculation` in the AWS config, is set to `when_supported`."""
+    server_side_encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
+    """S3: `x-amz-server-side-encryption` of what is written (SSE-S3, SSE-KMS); by default the bucket's own."""
+    sse_kms_key_id: str | None = None
+    """S3: the KMS key for it."""
+    sse_bucket_key: bool | None = None
+    """S3: whether the bucket's own key wraps the KMS key, which saves requests to KMS."""
+    sse_customer_key: str | None = field(default=None, repr=False)
+    """S3: a key of 32 bytes in Base64 with which the store encrypts and then forgets (SSE-C); reading needs it too."""
+
+    project: str | None = None
+    """Google: the project that is billed for requests; by default `GOOGLE_CLOUD_PROJECT`."""
+    credentials_file: str | None = None
+    """Google: path of a JSON file of credentials; by default `GOOGLE_APPLICATION_CREDENTIALS`."""
+    access_token: str | None = field(default=None, repr=False)
+    """Google: an OAuth 2.0 access token; it is not renewed."""
+
+    connection_string: str | None = field(default=None, repr=False)
+    """Azure: account, key or SAS, and endpoint in one."""
+    account_name: str | None = None
+    account_key: str | None = field(default=None, repr=False)
+    sas_token: str | None = field(default=None, repr=False)
+
+    filesystem: Any = field(default=None, repr=False)
+    """An fsspec filesystem to use as it is, with its own credentials."""
+    filesystem_options: dict[str, Any] | None = field(default=None, repr=False, hash=False)
+    """Further arguments of the fsspec filesystem that the `fsspec` engine makes."""
+
     ca_bundle: str | None = None
-    """Path of a PEM file with further certificate authorities; default `AWS_CA_BUNDLE`."""
+    """Path of a PEM file with further certificate authorities; default `AWS_CA_BUNDLE` on S3."""
     proxy_url: str | None = None
+    """Of an HTTP proxy; default the `HTTPS_PROXY` and `HTTP_PROXY` variables, but for `NO_PROXY`."""
     connect_timeout_s: float = 5.0
     request_timeout_s: float = 120.0
     """For one whole request, body included: a part must move within it."""
     retry: RetryOptions = RetryOptions()
     secrets_dropped: bool = field(default=False, repr=False)
-    """Set on a pickled copy that had keys."""
+    """Set on a pickled copy that had secrets."""
 
     def __post_init__(self) -> None:
         both = (self.access_key_id is None) == (self.secret_access_key is None)
         _require(both, "access_key_id and secret_access_key go together; give both or neither")
-        _require(not (self.anonymous and self.access_key_id), "anonymous excludes access_key_id")
+        keys = [name for name in _SIGNING if getattr(self, name) is not None]
+        _require(not (self.anonymous and keys), f"anonymous excludes {' and '.join(keys)}")
+        _require(self.engine in (None, "native", "fsspec"), f"engine is {self.engine!r}; it is 'native' or 'fsspec'")
+        self._check_filesystem()
+        self._check_encryption()
         _require(self.connect_timeout_s > 0 and self.request_timeout_s > 0, "timeouts must be positive seconds")
+
+    def _check_filesystem(self) -> None:
+        _require(self.filesystem is None or self.engine != "native", "a filesystem is used by the engine 'fsspec'")
+        _require(
+            self.filesystem is None or hasattr(self.filesystem, "_strip_protocol"),
+            f"filesystem is a {type(self.filesystem).__name__}; give an fsspec filesystem object",
+        )
+        both = self.filesystem is not None and self.filesystem_options is not None
+        _require(not both, "filesystem_options are for making a filesystem; leave them out with filesystem")
+
+    def _check_encryption(self) -> None:
+        kms = self.sse_kms_key_id is not None or self.sse_bucket_key is not None
+        is_kms = (self.server_side_encryption or "").startswith("aws:kms")
+        _require(not kms or is_kms, "sse_kms_key_id and sse_bucket_key need server_side_encryption='aws:kms'")
+        known = (None, "AES256", "aws:kms", "aws:kms:dsse")
+        _require(
+            self.server_side_encryption in known, f"server_side_encryption must be one of {', '.join(map(str, known))}"
+        )
+        if self.sse_customer_key is not None:
+            _require(self.server_side_encryption is None, "sse_customer_key excludes server_side_encryption")
+            _require(_is_key(self.sse_customer_key), "sse_customer_key must be 32 bytes in Base64")
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -100,6 +176,13 @@ class StoreOptions:
         return dataclasses.replace(base or cls(), **overrides)  # type: ignore[return-value]
 
 
+def _is_key(text: str) -> bool:
+    try:
+        return len(base64.b64decode(text, validate=True)) == _CUSTOMER_KEY_BYTES
+    except ValueError:
+        return False
+
+
 def _rebuild_store_options(values: dict[str, Any]) -> StoreOptions:
     return StoreOptions(**values)
 
@@ -114,7 +197,7 @@ class TransferOptions:
     memory_budget: int = 512 * MIB
     """Bytes of staged parts and fetched ranges that may exist at once in this process."""
     part_size: int = 16 * MIB
-    """Of a multipart upload; grows on its own so that no object exceeds 10,000 parts."""
+    """Of a multipart upload; grows on its own so that no object exceeds 10,000 parts (on Azure 50,000 blocks)."""
     pack_size: int = 256 * MIB
     """A rank's data is spread over objects of about this size; a larger tensor gets one of its own."""
     max_requests: int = 16
@@ -125,6 +208,9 @@ class TransferOptions:
     """Unneeded bytes between two needed ranges that are read over rather than asked for apart."""
     block_size: int = 256 * KIB
     """Bytes under one CRC32C; a partial read is widened to whole blocks so that it can be verified."""
+    spread: int = 0
+    """Hexadecimal digits of a hash before the id of each data object, 0 to 4: spreads a checkpoint's keys over 16,
+    256, ... prefixes, for stores that limit the requests per prefix."""
     inline_limit: int = 64 * KIB
     """Non-tensor items up to this size ride in the manifest and cost no request."""
 
@@ -138,6 +224,7 @@ class TransferOptions:
         _require(self.memory_budget >= 2 * self.range_size, "memory_budget must hold at least two ranges")
         _require(self.pack_size >= self.part_size, "pack_size must be at least part_size")
         _require(self.range_size >= self.block_size, "range_size must be at least block_size")
+        _require(0 <= self.spread <= 4, "spread must be 0 to 4 hexadecimal digits")
         _require(self.max_requests >= 1, "max_requests must be at least 1")
         _require(self.gap_size >= 0 and self.inline_limit >= 0, "gap_size and inline_limit must not be negative")
 

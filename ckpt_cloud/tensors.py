@@ -74,8 +74,8 @@ class TensorSource:
 
     Args:
         entries: of the packs.
-        resolve: gives the tensor, or the `BytesIO`, of an entry; called once for each, by one thread at a time, since
-            planners are not made for more.
+        resolve: gives the tensor, or the `BytesIO`, of an entry; called by one thread at a time, since planners
+            are not made for more, and once for each unless its upload begins again.
     """
 
     def __init__(self, entries: Sequence[PackEntry], resolve: Callable[[int], torch.Tensor | io.BytesIO]) -> None:

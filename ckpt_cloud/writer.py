@@ -31,10 +31,10 @@ from ckpt_cloud.format.layout import manifest_key, mint_id, pack_key
 from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
 from ckpt_cloud.metadata import Stored, Uploaded, world_size
 from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
-from ckpt_cloud.planning.save import PackPlan, plan_packs
+from ckpt_cloud.planning.save import PackPlan, Sizes, plan_packs
 from ckpt_cloud.protocol import Seen
 from ckpt_cloud.session import Place, Settings, location_of, rank_location
-from ckpt_cloud.stores import supports
+from ckpt_cloud.stores import ObjectStore, supports
 from ckpt_cloud.tensors import TensorSource, check_storable, dtype_name
 from ckpt_cloud.transfer.upload import upload_packs
 from ckpt_cloud.version import WRITER
@@ -191,7 +191,7 @@ class ObjectStoreWriter(StorageWriter):
         save = self._current()
         with save.recorder.phase("write"):
             batch = _Batch.of(plan.items, planner, self._settings.transfer)
-            packs = batch.packs(save.id, self._settings.transfer)
+            packs = batch.packs(save.id, self._settings.transfer, save.place.data)
             named = [(pack_key(save.id, number), pack) for number, pack in enumerate(packs)]
             save.keys += [key for key, _ in named]
             save.recorder.report.bytes_needed += batch.total_bytes
@@ -275,10 +275,11 @@ class _Batch:
             batch.places.append(batch._place(index, item, planner, options.inline_limit))
         return batch
 
-    def packs(self, attempt: str, options: TransferOptions) -> list[PackPlan]:
+    def packs(self, attempt: str, options: TransferOptions, store: ObjectStore) -> list[PackPlan]:
         if not self.entries:
             return []
-        return plan_packs(self.entries, attempt, pack_size=options.pack_size, part_size=options.part_size)
+        sizes = Sizes(options.pack_size, options.part_size, store.max_parts, store.max_part_bytes)
+        return plan_packs(self.entries, attempt, sizes)
 
     def source(self, planner: SavePlanner) -> TensorSource:
         return TensorSource(

@@ -27,7 +27,7 @@ CLOUD_VARIABLES = (
     "STORAGE_EMULATOR_",
     "CKPT_",
 )
-SERVER_FIXTURES = {"seaweedfs", "moto_server", "rclone", "s3_url"}
+SERVER_FIXTURES = {"seaweedfs", "moto_server", "rclone", "fake_gcs", "azurite", "s3_url"}
 
 
 def pytest_collection_modifyitems(items):
@@ -78,6 +78,18 @@ def moto_server():
 def rclone():
     """An S3 server that ignores conditional writes, shared by the whole session."""
     yield from running("rclone")
+
+
+@pytest.fixture(scope="session")
+def fake_gcs():
+    """A server of Google's JSON API, shared by the whole session."""
+    yield from running("fake-gcs")
+
+
+@pytest.fixture(scope="session")
+def azurite():
+    """An Azure Blob server, shared by the whole session."""
+    yield from running("azurite")
 
 
 @pytest.fixture(params=["seaweedfs", "moto"])

@@ -9,9 +9,22 @@ from ckpt_cloud.errors import Unsupported
 from ckpt_cloud.format.dtypes import SIZES
 from ckpt_cloud.format.pack import MAX_HEADER_BYTES, PackEntry, header, header_bytes_bound
 
-MAX_PARTS = 10_000
-"""Of one multipart upload on S3 and GCS."""
-MAX_PART_BYTES = 5 << 30
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What objects and parts should and may be.
+
+    Attributes:
+        pack: bytes of an object, unless one entry alone is larger.
+        part: bytes of a part, unless the object would have too many.
+        max_parts: of one object.
+        max_part: most bytes of a part.
+    """
+
+    pack: int
+    part: int
+    max_parts: int
+    max_part: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +55,26 @@ class Segment:
     end: int
 
 
-def plan_packs(entries: Sequence[PackEntry], attempt: str, *, pack_size: int, part_size: int) -> list[PackPlan]:
-    """Spreads `entries` over objects of nearly equal size, at most `pack_size` unless one entry alone is larger.
+def plan_packs(entries: Sequence[PackEntry], attempt: str, sizes: Sizes) -> list[PackPlan]:
+    """Spreads `entries` over objects of nearly equal size, at most `sizes.pack` unless one entry alone is larger.
 
     Entries keep their order from object to object, so that neighbours in the state dict are neighbours in storage.
     """
-    return [
-        _pack(entries, group, attempt, part_size=part_size) for group in _groups(entries, pack_size=pack_size) if group
-    ]
+    return [_pack(entries, group, attempt, sizes) for group in _groups(entries, pack_size=sizes.pack) if group]
 
 
-def part_size_for(size: int, part_size: int) -> int:
-    """`part_size`, doubled until `size` bytes fit into 10,000 parts.
+def part_size_for(size: int, sizes: Sizes) -> int:
+    """`sizes.part`, doubled until `size` bytes fit into `sizes.max_parts` parts; at last parts as large as may be.
 
     Raises:
-        Unsupported: not even parts of 5 GiB would do.
+        Unsupported: not even those would do.
     """
-    while -(-size // part_size) > MAX_PARTS:
-        part_size *= 2
-    if part_size > MAX_PART_BYTES:
+    if size > sizes.max_parts * sizes.max_part:
         raise Unsupported(f"a tensor of {size} bytes is more than one object can hold", hint="shard it further")
-    return part_size
+    part_size = sizes.part
+    while -(-size // part_size) > sizes.max_parts:
+        part_size *= 2
+    return min(part_size, sizes.max_part)
 
 
 def parts(plan: PackPlan, nbytes: Sequence[int]) -> Iterator[list[Segment]]:
@@ -116,7 +128,7 @@ def _even_share(total: int, pack_size: int) -> int:
     return -(-total // max(1, -(-total // pack_size)))
 
 
-def _pack(entries: Sequence[PackEntry], group: list[int], attempt: str, *, part_size: int) -> PackPlan:
+def _pack(entries: Sequence[PackEntry], group: list[int], attempt: str, sizes: Sizes) -> PackPlan:
     # Wide elements first, so that every tensor is aligned to its element size, as safetensors' own writer does.
     order = sorted(group, key=lambda index: -SIZES.get(entries[index].dtype, 1))
     head = header([entries[index] for index in order], attempt)
@@ -125,4 +137,4 @@ def _pack(entries: Sequence[PackEntry], group: list[int], attempt: str, *, part_
     for index in order:
         starts.append(at)
         at += entries[index].nbytes
-    return PackPlan(tuple(order), tuple(starts), head, at, part_size_for(at, part_size))
+    return PackPlan(tuple(order), tuple(starts), head, at, part_size_for(at, sizes))

@@ -7,8 +7,10 @@ from ckpt_cloud.stores.base import (
     ObjectInfo,
     ObjectStore,
     Replace,
+    UnfinishedUpload,
 )
-from ckpt_cloud.stores.resolve import Location, open_store, parse_url, supports
+from ckpt_cloud.stores.location import Location, parse_url, supports
+from ckpt_cloud.stores.resolve import open_store
 
 __all__ = [
     "ANY",
@@ -18,6 +20,7 @@ __all__ = [
     "ObjectInfo",
     "ObjectStore",
     "Replace",
+    "UnfinishedUpload",
     "open_store",
     "parse_url",
     "supports",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -10,6 +10,12 @@ if TYPE_CHECKING:
     from ckpt_cloud.stores.capabilities import Capabilities
 
 Buffer = bytes | bytearray | memoryview
+MAX_PARTS = 10_000
+"""Of one multipart upload on S3 and GCS."""
+MAX_PART_BYTES = 5 << 30
+"""Of one part on S3 and GCS."""
+Source = Callable[[], AsyncIterable[Buffer]]
+"""Gives an object's bytes from the beginning, each time that it is called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,21 @@ class ObjectInfo:
     modified_unix_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class UnfinishedUpload:
+    """A multipart upload that was begun and neither completed nor aborted: in no listing, and billed.
+
+    Attributes:
+        key: of the object that it would have become, relative to the store's root.
+        id: the store's name for the upload.
+        started_unix_s: seconds since 1970 by the store's clock.
+    """
+
+    key: str
+    id: str
+    started_unix_s: float
+
+
 class ObjectStore(Protocol):
     """Objects under one URL; keys are relative to it.
 
@@ -61,6 +82,10 @@ class ObjectStore(Protocol):
 
     url: str
     """Of the root, without secrets."""
+    max_parts: int
+    """Most parts of one multipart upload."""
+    max_part_bytes: int
+    """Largest part of one."""
 
     async def put(self, key: str, data: Buffer, condition: Condition = ANY) -> str | None:
         """Stores `data` in one request and returns the version where the store names it.
@@ -72,13 +97,11 @@ class ObjectStore(Protocol):
         """
         ...
 
-    async def put_multipart(
-        self, key: str, buffers: AsyncIterable[Buffer], *, part_size: int, concurrency: int
-    ) -> str | None:
-        """Stores `buffers`, whatever their sizes, as parts of `part_size`, `concurrency` at a time.
+    async def put_multipart(self, key: str, source: Source, *, part_size: int, concurrency: int) -> str | None:
+        """Stores the buffers of `source`, whatever their sizes, as parts of `part_size`, `concurrency` at a time.
 
-        Buffers are sent without a copy and let go as soon as their part is stored. A failure aborts the upload:
-        nothing becomes visible.
+        Buffers are let go as soon as their part is stored. A failure aborts the upload: nothing becomes visible. It
+        may begin again, with another call of `source`.
         """
         ...
 
@@ -116,4 +139,20 @@ class ObjectStore(Protocol):
 
     async def delete(self, keys: Sequence[str]) -> None:
         """Deletes objects; those that are not there are not missed."""
+        ...
+
+    async def list_uploads(self, prefix: str = "") -> Sequence[UnfinishedUpload]:
+        """Unfinished uploads of keys that begin with the whole path segments of `prefix`.
+
+        Raises:
+            Unsupported: the store does not tell; its documentation says what becomes of them.
+        """
+        ...
+
+    async def abort_upload(self, upload: UnfinishedUpload) -> None:
+        """Discards the parts of an unfinished upload; one that is gone is not missed.
+
+        Raises:
+            Unsupported: the store gives no way to.
+        """
         ...

@@ -34,6 +34,17 @@ class Capabilities:
 ALL = Capabilities(conditional_create=True, conditional_replace=True)
 
 
+_known: dict[str, Capabilities] = {}
+"""By bucket and endpoint, for the life of the process."""
+
+
+async def remembered(store: ObjectStore, name: str) -> Capabilities:
+    """What `store` can do; probed once per process for all stores of this `name`, such as endpoint and bucket."""
+    if name not in _known:
+        _known[name] = await probe(store)
+    return _known[name]
+
+
 async def probe(store: ObjectStore) -> Capabilities:
     """Tries both conditions on a throw-away key, in four requests; the key is one that a collector would remove."""
     key = f"{DATA_PREFIX}{mint_id(time.time_ns() // 1_000_000, os.urandom(10))}/probe"

@@ -31,13 +31,20 @@ from ckpt_cloud.errors import (
 )
 
 _CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>")
+_REGION = re.compile(r"<Region>\s*([a-z0-9-]+)\s*</Region>")
+_ENDPOINT = re.compile(r"<Endpoint>\s*(?:[^<]*\.)?s3[.-]([a-z]{2}[a-z-]*-\d)\.[^<]*</Endpoint>")
+_HTML = re.compile(r"<!doctype html|<html", re.IGNORECASE)
 _DEBUG = "\n\nDebug source"
 _STATUS = re.compile(r"status(?:: | code: )(\d{3})")
 
 _BUCKET_HINT = "create the bucket first, or correct its name; ckpt_cloud never creates one"
 _PERMISSION_HINT = (
-    "check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, role) and that they allow s3:GetObject, s3:PutObject and "
-    "s3:ListBucket here; without s3:ListBucket S3 answers 403 for a key that does not exist"
+    "check the credentials and that they may read, write and list here (on S3 s3:GetObject, s3:PutObject and "
+    "s3:ListBucket; without s3:ListBucket S3 answers 403 for a key that does not exist)"
+)
+_AZURE_HINT = (
+    "check the account, its key, SAS or identity (AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_*, az login), and "
+    "that it may read, write and list here (Storage Blob Data Contributor)"
 )
 _REGION_HINT = "set AWS_REGION or region= to the bucket's region"
 
@@ -60,6 +67,22 @@ BY_CODE: dict[str, tuple[type[CkptCloudError], str, str]] = {
     "ConditionalRequestConflict": (StoreUnavailable, "a concurrent write was in progress", "try again"),
     "OperationAborted": (StoreUnavailable, "a concurrent write was in progress", "try again"),
     "NotImplemented": (Unsupported, "the store does not implement this request", ""),
+    "BadDigest": (StoreUnavailable, "the bytes changed on their way to the store", "try again"),
+    "XAmzContentChecksumMismatch": (StoreUnavailable, "the bytes changed on their way to the store", "try again"),
+    "InternalError": (StoreUnavailable, "the store failed", "try again"),
+    # Azure's, https://learn.microsoft.com/rest/api/storageservices/blob-service-error-codes
+    "ContainerNotFound": (BucketNotFound, "the container does not exist", _BUCKET_HINT),
+    "ContainerBeingDeleted": (BucketNotFound, "the container is being deleted", _BUCKET_HINT),
+    "InvalidResourceName": (InvalidURL, "the store does not accept this container name", "correct the URL"),
+    "AuthenticationFailed": (PermissionDenied, "the store does not accept the credentials", _AZURE_HINT),
+    "AuthorizationFailure": (PermissionDenied, "the store does not accept the credentials", _AZURE_HINT),
+    "AuthorizationPermissionMismatch": (PermissionDenied, "access denied", _AZURE_HINT),
+    "InsufficientAccountPermissions": (PermissionDenied, "access denied", _AZURE_HINT),
+    "NoAuthenticationInformation": (PermissionDenied, "the request was not signed", _AZURE_HINT),
+    "PublicAccessNotPermitted": (PermissionDenied, "the account allows no anonymous access", _AZURE_HINT),
+    "KeyBasedAuthenticationNotPermitted": (PermissionDenied, "the account allows no keys", "use az login or a SAS"),
+    "ServerBusy": (Throttled, "the store asks for fewer requests", "lower max_requests"),
+    "OperationTimedOut": (StoreUnavailable, "the store took too long", "try again"),
 }
 
 _BY_TYPE: tuple[tuple[type[BaseException], type[CkptCloudError], str, str], ...] = (
@@ -97,12 +120,22 @@ def translate(error: BaseException, operation: str, url: str) -> CkptCloudError:
     text = str(error)
     code = _CODE.search(text)
     if code and code[1] in BY_CODE and not isinstance(error, foreign.AlreadyExistsError | foreign.PreconditionError):
-        kind, message, hint = BY_CODE[code[1]]
-        return kind(f"{operation}: {message} ({code[1]})", url, hint)
+        return by_code(code[1], text, operation, url)
     for theirs, kind, message, hint in _BY_TYPE:
         if isinstance(error, theirs):
             return kind(f"{operation}: {message}", url, hint)
     return _by_status(text, code[1] if code else "", operation, url)
+
+
+def by_code(code: str, text: str, operation: str, url: str) -> CkptCloudError:
+    """Our error for an answer with a code of `BY_CODE`; `text` is the whole answer."""
+    kind, message, hint = BY_CODE[code]
+    if kind is WrongRegion:
+        region = _REGION.search(text) or _ENDPOINT.search(text)
+        if region:
+            message = f"the bucket is in region {region[1]}"
+            hint = f"set AWS_REGION or region= to {region[1]}"
+    return kind(f"{operation}: {message} ({code})", url, hint)
 
 
 def _by_status(text: str, code: str, operation: str, url: str) -> CkptCloudError:

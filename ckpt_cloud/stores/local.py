@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import AsyncIterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,16 +12,16 @@ import obstore
 
 from ckpt_cloud.errors import AlreadyExists, PreconditionFailed
 from ckpt_cloud.format.layout import join
-from ckpt_cloud.stores.base import ANY, Buffer, Condition, Replace
-from ckpt_cloud.stores.native import NativeStore
+from ckpt_cloud.stores.base import ANY, Buffer, Condition, Replace, Source
+from ckpt_cloud.stores.native import Clients, NativeStore
 from ckpt_cloud.workers import in_thread
 
 
 class LocalStore(NativeStore):
     """Files under a directory; what is acknowledged has been synced to the disk."""
 
-    def __init__(self, data: object, root: Path, url: str) -> None:
-        super().__init__(data, data, str(root).lstrip("/"), url)
+    def __init__(self, store: object, root: Path, url: str) -> None:
+        super().__init__(Clients.same(store), str(root).lstrip("/"), url)
         self._root = root
 
     async def put(self, key: str, data: Buffer, condition: Condition = ANY) -> str | None:
@@ -31,10 +31,8 @@ class LocalStore(NativeStore):
         await in_thread(_sync, self._root / key, self._root)
         return version
 
-    async def put_multipart(
-        self, key: str, buffers: AsyncIterable[Buffer], *, part_size: int, concurrency: int
-    ) -> str | None:
-        version = await super().put_multipart(key, buffers, part_size=part_size, concurrency=concurrency)
+    async def put_multipart(self, key: str, source: Source, *, part_size: int, concurrency: int) -> str | None:
+        version = await super().put_multipart(key, source, part_size=part_size, concurrency=concurrency)
         await in_thread(_sync, self._root / key, self._root)
         return version
 
@@ -63,7 +61,7 @@ class LocalStore(NativeStore):
                 with _locked(path.parent):
                     self._publish(draft, path, condition, key)
                 _sync(path.parent, self._root)
-                return self._version(key)
+                return self._version_of(key)
             finally:
                 draft.unlink(missing_ok=True)
 
@@ -79,12 +77,12 @@ class LocalStore(NativeStore):
             raise AlreadyExists("put: an object is already there", self._at(key)) from None
 
     def _check(self, condition: Replace, key: str) -> None:
-        if self._version(key) != condition.version:
+        if self._version_of(key) != condition.version:
             raise PreconditionFailed("put: the object is another version, or gone", self._at(key))
 
-    def _version(self, key: str) -> str | None:
+    def _version_of(self, key: str) -> str | None:
         try:
-            return obstore.head(self._data, join(self._prefix, key))["e_tag"]
+            return obstore.head(self._clients.once, join(self._prefix, key))["e_tag"]
         except FileNotFoundError:
             return None
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable
-
-from ckpt_cloud.stores.base import ANY, Buffer, Condition
+from ckpt_cloud.stores.base import ANY, Buffer, Condition, Source
 from ckpt_cloud.stores.native import NativeStore
 
 
@@ -14,12 +12,10 @@ class MemoryStore(NativeStore):
     async def put(self, key: str, data: Buffer, condition: Condition = ANY) -> str | None:
         return await super().put(key, bytes(data), condition)
 
-    async def put_multipart(
-        self, key: str, buffers: AsyncIterable[Buffer], *, part_size: int, concurrency: int
-    ) -> str | None:
+    async def put_multipart(self, key: str, source: Source, *, part_size: int, concurrency: int) -> str | None:
         del part_size, concurrency  # there are no requests
         whole = bytearray()
-        async for buffer in buffers:
+        async for buffer in source():
             whole += buffer
             # Not held across the wait for the next one, which may need its share of the budget.
             del buffer

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import obstore
 
 from ckpt_cloud.errors import CkptCloudError, Damaged, RangeNotSatisfiable, RequestRefused, StoreUnavailable
 from ckpt_cloud.format.layout import join
-from ckpt_cloud.stores.base import ANY, CREATE, Buffer, Condition, ObjectInfo, Replace
-from ckpt_cloud.stores.capabilities import ALL, Capabilities, probe
+from ckpt_cloud.stores.base import (
+    ANY,
+    CREATE,
+    MAX_PART_BYTES,
+    MAX_PARTS,
+    Buffer,
+    Condition,
+    ObjectInfo,
+    Replace,
+    Source,
+    UnfinishedUpload,
+)
+from ckpt_cloud.stores.capabilities import ALL, Capabilities, remembered
 from ckpt_cloud.stores.foreign_errors import translated
 
 if TYPE_CHECKING:
@@ -22,54 +34,70 @@ _ABORT_TIMEOUT_S = 10.0
 """For parts under way to end and the abort to be sent when an upload is cancelled."""
 _HEAD_TIMEOUT_S = 10.0
 """For the one look at an object's size after a read of it failed."""
-_known: dict[str, Capabilities] = {}
-"""By bucket and endpoint, for the life of the process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """obstore's stores for one bucket, by what they are patient with.
+
+    Attributes:
+        once: sends every request once, and gives it `request_timeout_s`.
+        reads: the same, and gives up on a body that has stopped coming.
+        parts: retries a few times inside, for what obstore makes of many requests: multipart uploads and listings.
+    """
+
+    once: Any
+    reads: Any
+    parts: Any
+
+    @classmethod
+    def same(cls, store: Any) -> Clients:
+        """One for all, where there is no network."""
+        return cls(store, store, store)
 
 
 class NativeStore:
     """Objects under `prefix` of an obstore store.
 
     Args:
-        data: retries inside, for all that may be sent twice.
-        control: the same store without retries, for conditional writes.
+        clients: of the bucket.
         prefix: path under the bucket, without slashes at its ends.
         url: of the prefix, for messages.
         probed_as: name under which this process remembers what the store can do; None if it is known to keep all
             conditions.
     """
 
-    def __init__(self, data: Any, control: Any, prefix: str, url: str, *, probed_as: str | None = None) -> None:
+    max_parts = MAX_PARTS
+    max_part_bytes = MAX_PART_BYTES
+
+    def __init__(self, clients: Clients, prefix: str, url: str, *, probed_as: str | None = None) -> None:
         self.url = url
         self._probed_as = probed_as
-        self._data = data
-        self._control = control
+        self._clients = clients
         self._prefix = prefix
 
     def __repr__(self) -> str:
         return f"<NativeStore {self.url}>"
 
     async def put(self, key: str, data: Buffer, condition: Condition = ANY) -> str | None:
-        store = self._data if condition is ANY else self._control
         with self._translated("put", key):
             result = await obstore.put_async(
-                store, join(self._prefix, key), data, mode=_mode(condition), use_multipart=False
+                self._clients.once, join(self._prefix, key), data, mode=self._mode(condition), use_multipart=False
             )
-        return result["e_tag"]
+        return self._version(result)
 
-    async def put_multipart(
-        self, key: str, buffers: AsyncIterable[Buffer], *, part_size: int, concurrency: int
-    ) -> str | None:
+    async def put_multipart(self, key: str, source: Source, *, part_size: int, concurrency: int) -> str | None:
         halt: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         failures: list[Exception] = []
-        stream = _until(halt, buffers, failures)
+        stream = _until(halt, source(), failures)
         upload = asyncio.ensure_future(
             obstore.put_async(
-                self._data, join(self._prefix, key), stream, chunk_size=part_size, max_concurrency=concurrency
+                self._clients.parts, join(self._prefix, key), stream, chunk_size=part_size, max_concurrency=concurrency
             )
         )
         try:
             with self._translated("upload", key):
-                return (await asyncio.shield(upload))["e_tag"]
+                return self._version(await asyncio.shield(upload))
         except asyncio.CancelledError:
             # obstore aborts an upload whose stream fails, but not one that nobody waits for any more.
             halt.set_result(None)
@@ -83,19 +111,19 @@ class NativeStore:
 
     async def get(self, key: str, *, limit: int) -> tuple[bytes, ObjectInfo]:
         with self._translated("get", key):
-            result = await obstore.get_async(self._data, join(self._prefix, key))
+            result = await obstore.get_async(self._clients.reads, join(self._prefix, key))
             if result.meta["size"] > limit:
                 raise Damaged(f"the object has {result.meta['size']} bytes, more than {limit}", self._at(key))
             data = await result.bytes_async()
-        return bytes(data), _info(key, result.meta)
+        return bytes(data), self._info(key, result.meta)
 
     async def get_range(self, key: str, start: int, end: int, version: str | None = None) -> memoryview:
         options: GetOptions = {"range": (start, end)}
         if version is not None:
-            options["if_match"] = version
+            options["if_match"] = self._pinned(version)
         try:
             with self._translated("read", key):
-                result = await obstore.get_async(self._data, join(self._prefix, key), options=options)
+                result = await obstore.get_async(self._clients.reads, join(self._prefix, key), options=options)
                 data = memoryview(await result.bytes_async())
             if len(data) != end - start:
                 raise StoreUnavailable(f"read: {len(data)} bytes came instead of {end - start}", self._at(key))
@@ -108,7 +136,7 @@ class NativeStore:
         """Tells a range that does not exist, which stores report in many ways, from a passing fault."""
         try:
             async with asyncio.timeout(_HEAD_TIMEOUT_S):
-                size = (await obstore.head_async(self._control, join(self._prefix, key)))["size"]
+                size = (await obstore.head_async(self._clients.reads, join(self._prefix, key)))["size"]
         except Exception:  # noqa: BLE001 - the read's own error says it
             return
         if size < end:
@@ -117,41 +145,65 @@ class NativeStore:
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
         root = join(self._prefix, prefix) if prefix else self._prefix
         with self._translated("list", prefix):
-            async for batch in obstore.list(self._data, root or None):
+            async for batch in obstore.list(self._clients.parts, root or None):
                 for meta in batch:
-                    yield _info(meta["path"].removeprefix(f"{self._prefix}/" if self._prefix else ""), meta)
+                    yield self._info(meta["path"].removeprefix(f"{self._prefix}/" if self._prefix else ""), meta)
 
     async def list_children(self, prefix: str = "") -> Sequence[str]:
         root = join(self._prefix, prefix) if prefix else self._prefix
         with self._translated("list", prefix):
             try:
-                found = await obstore.list_with_delimiter_async(self._data, root or None)
+                found = await obstore.list_with_delimiter_async(self._clients.parts, root or None)
             except FileNotFoundError:
                 return []
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
 
     async def capabilities(self) -> Capabilities:
-        if self._probed_as is None:
-            return ALL
-        if self._probed_as not in _known:
-            _known[self._probed_as] = await probe(self)
-        return _known[self._probed_as]
+        return ALL if self._probed_as is None else await remembered(self, self._probed_as)
 
     async def delete(self, keys: Sequence[str]) -> None:
         if keys:
             with self._translated("delete", keys[0]):
                 try:
-                    await obstore.delete_async(self._data, [join(self._prefix, key) for key in keys])
+                    await obstore.delete_async(self._clients.once, [join(self._prefix, key) for key in keys])
                 except FileNotFoundError:
                     await self._delete_one_by_one(keys)
+
+    async def list_uploads(self, prefix: str = "") -> Sequence[UnfinishedUpload]:
+        del prefix
+        return []
+
+    async def abort_upload(self, upload: UnfinishedUpload) -> None:
+        del upload
 
     async def _delete_one_by_one(self, keys: Sequence[str]) -> None:
         # Local files stop at the first that is missing, unlike S3.
         for key in keys:
             try:
-                await obstore.delete_async(self._data, join(self._prefix, key))
+                await obstore.delete_async(self._clients.once, join(self._prefix, key))
             except FileNotFoundError:
                 continue
+
+    def _mode(self, condition: Condition) -> Any:
+        if condition is CREATE:
+            return "create"
+        return self._replaced(condition.version) if isinstance(condition, Replace) else "overwrite"
+
+    def _info(self, key: str, meta: Any) -> ObjectInfo:
+        return ObjectInfo(key, meta["size"], self._version(meta), meta["last_modified"].timestamp())
+
+    def _version(self, meta: Any) -> str | None:
+        """Our name for the version that obstore's metadata describe."""
+        version: str | None = meta["e_tag"]
+        return version
+
+    def _pinned(self, version: str) -> str:
+        """The ETag of a version, for If-Match."""
+        return version
+
+    def _replaced(self, version: str) -> dict[str, str]:
+        """What obstore wants to replace exactly this version."""
+        return {"e_tag": version}
 
     def _at(self, key: str) -> str:
         return f"{self.url}/{key}" if key else self.url
@@ -190,13 +242,3 @@ async def _ended(work: asyncio.Future[Any], *, timeout_s: float) -> None:
     await asyncio.wait([work], timeout=timeout_s)
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
-
-
-def _mode(condition: Condition) -> Any:
-    if condition is CREATE:
-        return "create"
-    return {"e_tag": condition.version} if isinstance(condition, Replace) else "overwrite"
-
-
-def _info(key: str, meta: Any) -> ObjectInfo:
-    return ObjectInfo(key, meta["size"], meta["e_tag"], meta["last_modified"].timestamp())

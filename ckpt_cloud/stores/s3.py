@@ -2,85 +2,91 @@
 
 from __future__ import annotations
 
+import os
 import urllib.parse
-from datetime import timedelta
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from obstore.store import S3Store
+from obstore.store import S3Store as ObstoreS3
 
-from ckpt_cloud.options import RetryOptions, StoreOptions
-from ckpt_cloud.stores import credentials
-from ckpt_cloud.stores.native import NativeStore
+from ckpt_cloud.options import StoreOptions
+from ckpt_cloud.stores import aws
+from ckpt_cloud.stores.base import UnfinishedUpload
+from ckpt_cloud.stores.location import Location
+from ckpt_cloud.stores.native import Clients, NativeStore
+from ckpt_cloud.stores.obstore_clients import clients
+from ckpt_cloud.stores.stale_s3 import S3Uploads
 
 if TYPE_CHECKING:
+    from botocore.session import Session
     from obstore.store import ClientConfig, RetryConfig, S3Config
 
 
-def open_s3(bucket: str, prefix: str, url: str, options: StoreOptions, *, first_contact: bool) -> NativeStore:
-    """The store of the objects under `prefix` in `bucket`. Talks to nobody yet.
+class S3Store(NativeStore):
+    """With boto3 beside obstore, which knows nothing of uploads that others left unfinished."""
+
+    def __init__(self, clients: Clients, location: Location, uploads: S3Uploads, *, probed_as: str) -> None:
+        super().__init__(clients, location.path, location.url, probed_as=probed_as)
+        self._uploads = uploads
+
+    async def list_uploads(self, prefix: str = "") -> Sequence[UnfinishedUpload]:
+        return await self._uploads.list(prefix)
+
+    async def abort_upload(self, upload: UnfinishedUpload) -> None:
+        await self._uploads.abort(upload)
+
+
+def open_s3(location: Location, options: StoreOptions) -> NativeStore:
+    """The store of the objects under `location`. Talks to nobody yet.
 
     Raises:
         MissingCredentials, FixRequest: from the configuration.
     """
-    chain = credentials.session(options, url)
-    endpoint = credentials.endpoint_url(chain, options)
-    provider = None if options.anonymous else credentials.credential_provider(chain, options, url)
+    chain = aws.session(options, location.url)
+    endpoint = aws.endpoint_url(chain, options)
+    provider = None if options.anonymous else aws.credential_provider(chain, options, location.url)
+    config = _config(location.bucket, chain, endpoint, options)
 
-    def client(retry: RetryConfig) -> S3Store:
-        return S3Store(
-            bucket,
-            config=_config(bucket, credentials.region(chain), endpoint, options),
-            client_options=_client(options, endpoint),
-            retry_config=retry,
-            credential_provider=provider,
+    def make(client: ClientConfig, retry: RetryConfig) -> ObstoreS3:
+        return ObstoreS3(
+            location.bucket, config=config, client_options=client, retry_config=retry, credential_provider=provider
         )
 
-    patient = client(_retry(options.retry, first_contact=first_contact))
-    return NativeStore(patient, client({"max_retries": 0}), prefix, url, probed_as=f"{endpoint or 'aws'} {bucket}")
+    made = clients(make, options, endpoint=endpoint, ca=options.ca_bundle or os.environ.get("AWS_CA_BUNDLE"))
+    uploads = S3Uploads(chain, location, options, endpoint=endpoint)
+    return S3Store(made, location, uploads, probed_as=f"{endpoint or 'aws'} {location.bucket}")
 
 
-def _config(bucket: str, region: str, endpoint: str | None, options: StoreOptions) -> S3Config:
+def _config(bucket: str, chain: Session, endpoint: str | None, options: StoreOptions) -> S3Config:
     """Payloads go unsigned: TLS protects them on the way, and our own checksums from there on."""
-    config: S3Config = {"unsigned_payload": True, "region": region}
-    virtual = options.virtual_hosted_style if options.virtual_hosted_style is not None else not endpoint
+    config: S3Config = {"unsigned_payload": True, "region": aws.region(chain)}
+    virtual = aws.virtual_hosted_style(chain, options, endpoint)
     config["virtual_hosted_style_request"] = virtual
     if endpoint:
         address = _with_bucket(endpoint, bucket) if virtual else endpoint
         config["endpoint"] = config["aws_endpoint_url_s3"] = address
-    if options.store_checksums:
+    if aws.store_checksums(chain, options):
         config["checksum_algorithm"] = "crc64nvme"
     if options.anonymous:
         config["skip_signature"] = True
+    if options.requester_pays:
+        config["request_payer"] = True
+    return config | _encryption(options)
+
+
+def _encryption(options: StoreOptions) -> S3Config:
+    if options.sse_customer_key is not None:
+        return {"server_side_encryption": "sse-c", "sse_customer_key_base64": options.sse_customer_key}
+    config: S3Config = {}
+    if options.server_side_encryption is not None:
+        config["server_side_encryption"] = options.server_side_encryption
+    if options.sse_kms_key_id is not None:
+        config["sse_kms_key_id"] = options.sse_kms_key_id
+    if options.sse_bucket_key is not None:
+        config["sse_bucket_key_enabled"] = options.sse_bucket_key
     return config
 
 
 def _with_bucket(endpoint: str, bucket: str) -> str:
     parts = urllib.parse.urlsplit(endpoint)
     return parts._replace(netloc=f"{bucket}.{parts.netloc}").geturl()
-
-
-def _client(options: StoreOptions, endpoint: str | None) -> ClientConfig:
-    client: ClientConfig = {
-        "connect_timeout": timedelta(seconds=options.connect_timeout_s),
-        "timeout": timedelta(seconds=options.request_timeout_s),
-        "allow_http": bool(endpoint and endpoint.startswith("http://")),
-    }
-    if options.proxy_url:
-        client["proxy_url"] = options.proxy_url
-    bundle = credentials.ca_bundle(options)
-    if bundle:
-        client["root_certificate"] = bundle
-    return client
-
-
-def _retry(retry: RetryOptions, *, first_contact: bool) -> RetryConfig:
-    deadline = min(retry.first_contact_s, retry.deadline_s) if first_contact else retry.deadline_s
-    return {
-        "max_retries": retry.max_retries,
-        "retry_timeout": timedelta(seconds=deadline),
-        "backoff": {
-            "init_backoff": timedelta(milliseconds=100),
-            "max_backoff": timedelta(seconds=min(retry.max_backoff_s, deadline / 4)),
-            "base": 2,
-        },
-    }

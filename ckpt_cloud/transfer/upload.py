@@ -38,7 +38,7 @@ class Source(Protocol):
         ...
 
     def release(self, entry: int) -> None:
-        """The entry has been handed over in full; what was kept for it may go."""
+        """The entry has been handed over in full; what was kept for it may go, though it may be asked for again."""
         ...
 
 
@@ -85,15 +85,20 @@ class _Upload:
     at_once: int
 
     async def pack(self, key: str, plan: PackPlan) -> ObjectEntry:
-        sums = BlockSums(self.options.block_size)
-        buffers = self._buffers(key, plan, sums)
+        begun: list[BlockSums] = []
+
+        def source() -> AsyncIterator[memoryview]:
+            # Anew for an upload that begins again.
+            begun.append(BlockSums(self.options.block_size))
+            return self._buffers(key, plan, begun[-1])
+
         if plan.size <= plan.part_size:
-            version = await self.store.put(key, b"".join([piece async for piece in buffers]))
+            version = await self.store.put(key, b"".join([piece async for piece in source()]))
         else:
             lanes = max(1, self.options.max_requests // self.at_once)
-            version = await self.store.put_multipart(key, buffers, part_size=plan.part_size, concurrency=lanes)
+            version = await self.store.put_multipart(key, source, part_size=plan.part_size, concurrency=lanes)
         self.recorder.report.objects += 1
-        return ObjectEntry(key, plan.size, self.options.block_size, sums.finish(), version)
+        return ObjectEntry(key, plan.size, self.options.block_size, begun[-1].finish(), version)
 
     async def _buffers(self, key: str, plan: PackPlan, sums: BlockSums) -> AsyncIterator[memoryview]:
         """The pack's bytes in order; only the buffers of one part are held here at a time."""

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from ckpt_cloud.errors import Unsupported
 from ckpt_cloud.format.dtypes import SIZES
 from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
-from ckpt_cloud.planning.save import MAX_PARTS, PackPlan, Segment, part_size_for, parts, plan_packs
+from ckpt_cloud.planning.save import PackPlan, Segment, Sizes, part_size_for, parts, plan_packs
+
+
+def sizes(pack, part):
+    return Sizes(pack, part, 10_000, 5 << 30)
+
 
 ATTEMPT = "0190b5c4f00e7abc8def0123456789ab"
 MIB = 1 << 20
@@ -30,7 +35,7 @@ def batches(draw):
 
 @given(batches(), st.integers(1, 5000), st.integers(64, 4096))
 def test_every_entry_once_where_the_plan_says(entries, pack_size, part_size):
-    packs = plan_packs(entries, ATTEMPT, pack_size=pack_size, part_size=part_size)
+    packs = plan_packs(entries, ATTEMPT, sizes(pack_size, part_size))
 
     assert sorted(index for pack in packs for index in pack.entries) == list(range(len(entries)))
     for pack in packs:
@@ -44,20 +49,20 @@ def test_every_entry_once_where_the_plan_says(entries, pack_size, part_size):
 
 @given(batches(), st.integers(1, 5000))
 def test_neighbours_stay_neighbours(entries, pack_size):
-    packs = plan_packs(entries, ATTEMPT, pack_size=pack_size, part_size=MIB)
+    packs = plan_packs(entries, ATTEMPT, sizes(pack_size, MIB))
     runs = [sorted(pack.entries) for pack in packs]
     assert [index for run in runs for index in run] == list(range(len(entries)))
 
 
 @given(batches(), st.integers(1, 5000))
 def test_packs_are_bounded_unless_one_entry_alone_is_larger(entries, pack_size):
-    for pack in plan_packs(entries, ATTEMPT, pack_size=pack_size, part_size=MIB):
+    for pack in plan_packs(entries, ATTEMPT, sizes(pack_size, MIB)):
         assert pack.size - len(pack.header) <= pack_size or len(pack.entries) == 1
 
 
 @given(batches(), st.integers(1, 5000))
 def test_tensors_are_aligned_to_their_elements(entries, pack_size):
-    for pack in plan_packs(entries, ATTEMPT, pack_size=pack_size, part_size=MIB):
+    for pack in plan_packs(entries, ATTEMPT, sizes(pack_size, MIB)):
         for index, start in zip(pack.entries, pack.starts, strict=True):
             assert start % min(8, SIZES.get(entries[index].dtype, 1)) == 0
 
@@ -66,7 +71,7 @@ def test_tensors_are_aligned_to_their_elements(entries, pack_size):
 def test_like_entries_make_like_packs(count, nbytes, packs_of):
     entries = [entry(number, "uint8", nbytes) for number in range(count)]
     pack_size = int(nbytes * packs_of)
-    counts = [len(p.entries) for p in plan_packs(entries, ATTEMPT, pack_size=pack_size, part_size=MIB)]
+    counts = [len(p.entries) for p in plan_packs(entries, ATTEMPT, sizes(pack_size, MIB))]
     # No pack is left with scraps, and there are no more packs than it takes.
     assert min(counts) >= max(counts) // 2
     assert len(counts) <= math.ceil(count / (pack_size // nbytes)) + 1
@@ -74,36 +79,44 @@ def test_like_entries_make_like_packs(count, nbytes, packs_of):
 
 def test_33_entries_of_100_bytes_in_packs_of_1000():
     entries = [entry(number, "uint8", 100) for number in range(33)]
-    packs = plan_packs(entries, ATTEMPT, pack_size=1000, part_size=MIB)
+    packs = plan_packs(entries, ATTEMPT, sizes(1000, MIB))
     assert sorted(len(pack.entries) for pack in packs) == [8, 8, 8, 9]
 
 
 def test_a_header_never_comes_near_what_safetensors_refuses():
     entries = [PackEntry("n" * 50_000 + str(number), "uint8", (1,), (0,), (1,), 1) for number in range(120)]
-    packs = plan_packs(entries, ATTEMPT, pack_size=MIB, part_size=MIB)
+    packs = plan_packs(entries, ATTEMPT, sizes(MIB, MIB))
     assert len(packs) > 1
     assert max(len(pack.header) for pack in packs) < 50_000_000
     assert sum(len(pack.entries) for pack in packs) == len(entries)
 
 
 def test_nothing_to_write_makes_no_pack():
-    assert plan_packs([], ATTEMPT, pack_size=MIB, part_size=MIB) == []
+    assert plan_packs([], ATTEMPT, sizes(MIB, MIB)) == []
 
 
+S3 = (10_000, 5 << 30)
+AZURE = (50_000, 4000 * MIB)
+
+
+@pytest.mark.parametrize(("max_parts", "max_part"), [S3, AZURE], ids=["s3-and-gcs", "azure"])
 @pytest.mark.parametrize("part_size", [5 * MIB, 16 * MIB, 1 << 30])
-def test_part_size_doubles_just_above_10_000_parts(part_size):
-    assert part_size_for(1, part_size) == part_size
-    assert part_size_for(MAX_PARTS * part_size, part_size) == part_size
-    assert part_size_for(MAX_PARTS * part_size + 1, part_size) == 2 * part_size
-    assert part_size_for(4 * MAX_PARTS * part_size, part_size) == 4 * part_size
-    assert MAX_PARTS == 10_000
+def test_part_size_doubles_just_above_the_most_parts(part_size, max_parts, max_part):
+    limits = Sizes(part_size, part_size, max_parts, max_part)
+    assert part_size_for(1, limits) == part_size
+    assert part_size_for(max_parts * part_size, limits) == part_size
+    assert part_size_for(max_parts * part_size + 1, limits) == 2 * part_size
+    assert part_size_for(2 * max_parts * part_size, limits) == 2 * part_size
 
 
-def test_what_no_object_can_hold_is_refused():
-    largest = MAX_PARTS * (4 << 30)
-    assert part_size_for(largest, 4 << 30) == 4 << 30
+@pytest.mark.parametrize(("max_parts", "max_part"), [S3, AZURE], ids=["s3-and-gcs", "azure"])
+@pytest.mark.parametrize("part_size", [5 * MIB, 16 * MIB, 3 << 30])
+def test_the_largest_object_and_one_byte_more(part_size, max_parts, max_part):
+    limits = Sizes(part_size, part_size, max_parts, max_part)
+    largest = max_parts * max_part
+    assert part_size_for(largest, limits) == max_part
     with pytest.raises(Unsupported, match=str(largest + 1)):
-        part_size_for(largest + 1, 4 << 30)
+        part_size_for(largest + 1, limits)
 
 
 @given(st.lists(st.integers(0, 50), max_size=12), st.integers(1, 40), st.integers(1, 60), st.randoms())
@@ -125,7 +138,7 @@ def test_parts_cover_every_byte_once_in_order(nbytes, header_bytes, part_size, c
 @given(batches(), st.integers(100, 5000), st.integers(16, 500))
 def test_parts_of_a_plan_add_up_to_it(entries, pack_size, part_size):
     nbytes = [e.nbytes for e in entries]
-    for plan in plan_packs(entries, ATTEMPT, pack_size=pack_size, part_size=part_size):
+    for plan in plan_packs(entries, ATTEMPT, sizes(pack_size, part_size)):
         assume(plan.part_size < 10 * part_size)
         found = list(parts(plan, nbytes))
         assert len(found) == math.ceil(plan.size / plan.part_size)

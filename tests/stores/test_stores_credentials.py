@@ -8,7 +8,7 @@ import pytest
 from ckpt_cloud import bridge
 from ckpt_cloud.errors import FixRequest, MissingCredentials
 from ckpt_cloud.options import StoreOptions
-from ckpt_cloud.stores import credentials, open_store, parse_url, s3
+from ckpt_cloud.stores import aws, open_store, parse_url
 
 URL = "s3://bucket/run"
 
@@ -16,10 +16,10 @@ URL = "s3://bucket/run"
 def found(**options):
     """Access key, secret, token, endpoint and region for these options."""
     options = StoreOptions(**options)
-    chain = credentials.session(options, URL)
-    keys = credentials.credential_provider(chain, options, URL)()
-    endpoint = credentials.endpoint_url(chain, options)
-    return keys["access_key_id"], keys["secret_access_key"], keys["token"], endpoint, credentials.region(chain)
+    chain = aws.session(options, URL)
+    keys = aws.credential_provider(chain, options, URL)()
+    endpoint = aws.endpoint_url(chain, options)
+    return keys["access_key_id"], keys["secret_access_key"], keys["token"], endpoint, aws.region(chain)
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_a_ca_bundle_that_cannot_be_read(env_keys, monkeypatch):
 
 
 def config_of(store):
-    return {name.removeprefix("aws_"): value for name, value in store._data.config.items()}
+    return {name.removeprefix("aws_"): value for name, value in store._store._clients.once.config.items()}
 
 
 def test_what_obstore_is_told(env_keys):
@@ -212,7 +212,7 @@ def test_fresh_credentials_are_asked_for_now_and_again():
             return type("Frozen", (), {"access_key": f"key-{self.calls}", "secret_key": "s", "token": "t"})
 
     chain = Refreshing()
-    provider = credentials.CredentialProvider(chain)
+    provider = aws.CredentialProvider(chain)
     assert [provider()["access_key_id"] for _ in range(2)] == ["key-1", "key-2"]
     assert "expires_at" in provider()
 
@@ -228,8 +228,3 @@ def test_a_profile_leads_to_a_server(moto_server, aws_config):
     store = open_store(parse_url(f"s3://{bucket}/run"), StoreOptions(profile="local"))
     bridge.run(store.put("k", b"x"))
     assert bridge.run(store.get("k", limit=1))[0] == b"x"
-
-
-def test_retries_are_told_to_obstore():
-    assert s3._retry(StoreOptions().retry, first_contact=True)["retry_timeout"].total_seconds() == 8
-    assert s3._retry(StoreOptions().retry, first_contact=False)["retry_timeout"].total_seconds() == 120

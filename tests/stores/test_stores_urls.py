@@ -60,7 +60,7 @@ def test_a_relative_path_is_of_the_working_directory(tmp_path, monkeypatch):
         "memory:///run",
         "s3:/bucket/run",
         Path("s3://bucket/run"),
-        "ftp://host/run",
+        "nosuch://host/run",
         "://bucket/run",
         "s3://bucket/../other",
         "s3://bucket/run/..",

@@ -64,7 +64,7 @@ class FakeStore:
         self.objects[key] = bytes(data)
         return f"v-{key}"
 
-    async def put_multipart(self, key, buffers, *, part_size, concurrency):
+    async def put_multipart(self, key, source, *, part_size, concurrency):
         gate = asyncio.Semaphore(concurrency)
         done = {}
         self.begun.append(key)
@@ -80,7 +80,7 @@ class FakeStore:
         try:
             async with asyncio.TaskGroup() as group:
                 number = 0
-                async for pieces in self._cut(buffers, part_size):
+                async for pieces in self._cut(source(), part_size):
                     await gate.acquire()
                     group.create_task(send(number, pieces))
                     del pieces

@@ -11,7 +11,7 @@ from ckpt_cloud.events import BytesMoved, Recorder
 from ckpt_cloud.format.checksum import first_bad_block, unpack_sums
 from ckpt_cloud.format.layout import pack_key
 from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
-from ckpt_cloud.planning.save import parts, plan_packs
+from ckpt_cloud.planning.save import Sizes, parts, plan_packs
 from ckpt_cloud.transfer.budget import StagedBuffer
 from ckpt_cloud.transfer.upload import upload_packs
 
@@ -45,7 +45,7 @@ def planned(values, *, pack_size, part_size):
         PackEntry(f"w{number}", ITEM_DTYPE, (len(value),), (0,), (len(value),), len(value))
         for number, value in enumerate(values)
     ]
-    packs = plan_packs(entries, ID, pack_size=pack_size, part_size=part_size)
+    packs = plan_packs(entries, ID, Sizes(pack_size, part_size, 10_000, 5 << 30))
     return [(pack_key(ID, number), pack) for number, pack in enumerate(packs)]
 
 

@@ -91,17 +91,26 @@ def endpoint_url(chain: Session, options: StoreOptions) -> str | None:
     return str(configured) if configured else None
 
 
-def ca_bundle(options: StoreOptions) -> bytes | None:
-    """PEM bytes of further certificate authorities.
+def virtual_hosted_style(chain: Session, options: StoreOptions, endpoint: str | None) -> bool:
+    """Whether the bucket goes into the host name: as asked, else as the AWS config's `addressing_style` says."""
+    if options.virtual_hosted_style is not None:
+        return options.virtual_hosted_style
+    style = (chain.get_scoped_config().get("s3") or {}).get("addressing_style")
+    if style in ("virtual", "path"):
+        return bool(style == "virtual")
+    # Names of servers of one's own seldom have wildcards.
+    return not endpoint
 
-    Raises:
-        FixRequest: the file cannot be read.
+
+def store_checksums(chain: Session, options: StoreOptions) -> bool:
+    """Whether uploads carry a checksum for the store to check.
+
+    botocore's own default is `when_supported`; without a word from the user ours is not to, since older servers of
+    S3's dialect refuse it and our checksums cover every byte from end to end.
     """
-    path = options.ca_bundle or os.environ.get("AWS_CA_BUNDLE")
-    if not path:
-        return None
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise FixRequest(f"the CA bundle {path} cannot be read: {error.strerror}", hint="set ca_bundle") from None
+    if options.store_checksums is not None:
+        return options.store_checksums
+    said = os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION") or chain.get_scoped_config().get(
+        "request_checksum_calculation", ""
+    )
+    return str(said).lower() == "when_supported"

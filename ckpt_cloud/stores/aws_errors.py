@@ -1,0 +1,59 @@
+"""botocore's errors to ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import botocore.exceptions as foreign
+
+from ckpt_cloud.errors import (
+    CkptCloudError,
+    FixRequest,
+    MissingCredentials,
+    NotFound,
+    RequestRefused,
+    StoreUnavailable,
+    Throttled,
+    redacted,
+)
+from ckpt_cloud.stores.foreign_errors import BY_CODE, by_code
+
+_SERVER = 500
+
+
+@contextmanager
+def translated(operation: str, url: str) -> Iterator[None]:
+    """Raises our error for whatever botocore raises inside, naming `operation` and `url`."""
+    try:
+        yield
+    except (foreign.BotoCoreError, foreign.ClientError) as error:
+        ours = translate(error, operation, url)
+        ours.add_note(f"the store said: {redacted(str(error))[:500]}")
+        raise ours from None
+
+
+def translate(error: BaseException, operation: str, url: str) -> CkptCloudError:
+    """Our error for one of botocore's: by S3's code, then by the HTTP status, then by type."""
+    if isinstance(error, foreign.ClientError):
+        return _answered(error, operation, url)
+    if isinstance(error, foreign.NoCredentialsError | foreign.CredentialRetrievalError):
+        return MissingCredentials(f"{operation}: no usable AWS credentials", url, "set AWS_PROFILE or log in")
+    if isinstance(error, foreign.HTTPClientError):
+        hint = "check the endpoint and the network, then try again"
+        return StoreUnavailable(f"{operation}: no answer (refused, reset or timed out)", url, hint)
+    return FixRequest(f"{operation}: the AWS configuration cannot be used", url, "check AWS_PROFILE")
+
+
+def _answered(error: foreign.ClientError, operation: str, url: str) -> CkptCloudError:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if code in BY_CODE:
+        return by_code(code, str(error), operation, url)
+    if status == 429:
+        return Throttled(f"{operation}: the store asks for fewer requests", url)
+    if status == 404:
+        return NotFound(f"{operation}: no such object or upload ({code})", url)
+    if 400 <= status < _SERVER and status not in (408, 409):
+        return RequestRefused(f"{operation}: the store answered {status} {code}", url)
+    return StoreUnavailable(f"{operation}: the store answered {status} {code}", url, "try again")

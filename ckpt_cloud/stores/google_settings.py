@@ -1,0 +1,76 @@
+"""Google's credentials and endpoint: keyword arguments, then what Google's own libraries would use."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cloud.errors import FixRequest, MissingCredentials, Unsupported
+from ckpt_cloud.options import StoreOptions
+
+if TYPE_CHECKING:
+    from google.auth.credentials import Credentials
+
+SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
+_HINT = (
+    "run gcloud auth application-default login, set GOOGLE_APPLICATION_CREDENTIALS, or give the process a service "
+    "account; pass anonymous=True for a public bucket"
+)
+
+
+def endpoint_url(options: StoreOptions) -> str | None:
+    """As asked, else the emulator's; None for Google itself."""
+    asked = options.endpoint_url or os.environ.get("STORAGE_EMULATOR_HOST")
+    if not asked or asked == "default":
+        return None
+    return (asked if "://" in asked else f"http://{asked}").rstrip("/")
+
+
+def unsigned(options: StoreOptions) -> bool:
+    """Whether requests go without credentials: as asked, and to an emulator unless credentials are given."""
+    given = options.access_token or options.credentials_file
+    return options.anonymous or (bool(os.environ.get("STORAGE_EMULATOR_HOST")) and not given)
+
+
+def credentials(options: StoreOptions, url: str) -> Credentials:
+    """The credentials that `options` name, else application default credentials.
+
+    Raises:
+        MissingCredentials: none anywhere.
+        FixRequest: the file cannot be used.
+        Unsupported: google-auth is not installed.
+    """
+    try:
+        import google.auth
+        import google.auth.exceptions
+        import google.oauth2.credentials
+    except ImportError:
+        raise Unsupported("gs:// needs google-auth", url, "pip install 'ckpt-cloud[gcs]'") from None
+    if options.access_token:
+        return google.oauth2.credentials.Credentials(options.access_token)
+    try:
+        if options.credentials_file:
+            return google.auth.load_credentials_from_file(options.credentials_file, scopes=[SCOPE])[0]
+        return google.auth.default(scopes=[SCOPE])[0]
+    except google.auth.exceptions.DefaultCredentialsError as error:
+        if options.credentials_file:
+            raise FixRequest(f"the credentials file cannot be used: {options.credentials_file}", url, _HINT) from error
+        raise MissingCredentials("no Google credentials were found", url, _HINT) from None
+    except OSError as error:
+        raise FixRequest(f"the credentials file cannot be read: {error.strerror}", url, _HINT) from None
+
+
+class CredentialProvider:
+    """Gives obstore a token, renewed when it runs out, so that a long save outlives it."""
+
+    def __init__(self, found: Credentials) -> None:
+        self._credentials = found
+
+    def __call__(self) -> dict[str, Any]:
+        from google.auth.transport.requests import Request
+
+        if not self._credentials.valid and getattr(self._credentials, "refresh_token", True):
+            self._credentials.refresh(Request())
+        expiry = self._credentials.expiry
+        return {"token": self._credentials.token, "expires_at": expiry.replace(tzinfo=UTC) if expiry else None}

@@ -1,0 +1,75 @@
+"""How obstore's clients are set up, whatever the cloud."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cloud.errors import FixRequest
+from ckpt_cloud.options import StoreOptions
+from ckpt_cloud.stores.native import Clients
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
+_STALLED_S = 30.0
+"""A body that has brought nothing for this long has stopped coming."""
+_PART_RETRIES = 5
+"""Of one part, before its upload begins again with fewer parts in flight."""
+_PART_MAX_BACKOFF_S = 2.0
+_SIGNED_FOR_S = 240.0
+"""A retry keeps its request's signature, which S3 accepts for 15 minutes; obstore asks to stay below 5."""
+
+
+def clients(
+    make: Callable[[ClientConfig, RetryConfig], Any], options: StoreOptions, *, endpoint: str | None, ca: str | None
+) -> Clients:
+    """The three clients of one bucket.
+
+    Args:
+        make: the store for a client and a retry configuration.
+        endpoint: other than the cloud's own; plain HTTP is allowed if it says `http://`.
+        ca: path of a PEM file with further certificate authorities.
+
+    Raises:
+        FixRequest: that file cannot be read.
+    """
+    client = _client(options, endpoint, ca)
+    stalled = min(_STALLED_S, options.request_timeout_s)
+    reading: ClientConfig = {**client, "read_timeout": timedelta(seconds=stalled)}
+    once: RetryConfig = {"max_retries": 0}
+    return Clients(make(client, once), make(reading, once), make(client, _parts(options)))
+
+
+def _client(options: StoreOptions, endpoint: str | None, ca: str | None) -> ClientConfig:
+    client: ClientConfig = {
+        "connect_timeout": timedelta(seconds=options.connect_timeout_s),
+        "timeout": timedelta(seconds=options.request_timeout_s),
+        "allow_http": bool(endpoint and endpoint.startswith("http://")),
+    }
+    if options.proxy_url:
+        client["proxy_url"] = options.proxy_url
+    if ca:
+        client["root_certificate"] = _read(ca)
+    return client
+
+
+def _parts(options: StoreOptions) -> RetryConfig:
+    return {
+        "max_retries": min(_PART_RETRIES, options.retry.max_retries),
+        "retry_timeout": timedelta(seconds=min(options.retry.deadline_s, _SIGNED_FOR_S)),
+        "backoff": {
+            "init_backoff": timedelta(milliseconds=100),
+            "max_backoff": timedelta(seconds=min(options.retry.max_backoff_s, _PART_MAX_BACKOFF_S)),
+            "base": 2,
+        },
+    }
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise FixRequest(f"the CA bundle {path} cannot be read: {error.strerror}", hint="set ca_bundle") from None
