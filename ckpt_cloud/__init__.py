@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ckpt_cloud.events import BytesMoved, PhaseEnded, Report
     from ckpt_cloud.options import CommitOptions, RetryOptions, StoreOptions, TransferOptions
     from ckpt_cloud.reader import ObjectStoreReader
+    from ckpt_cloud.stores.base import UnfinishedUpload
+    from ckpt_cloud.uploads import abort_uploads, list_uploads
     from ckpt_cloud.writer import ObjectStoreWriter
 
 _HOMES = {
@@ -30,9 +32,12 @@ _HOMES = {
     "RetryOptions": "options",
     "StoreOptions": "options",
     "TransferOptions": "options",
+    "UnfinishedUpload": "stores.base",
+    "abort_uploads": "uploads",
     "async_save": "api",
     "latest": "catalog",
     "list_checkpoints": "catalog",
+    "list_uploads": "uploads",
     "load": "api",
     "save": "api",
 }
@@ -49,10 +54,13 @@ __all__ = [
     "RetryOptions",
     "StoreOptions",
     "TransferOptions",
+    "UnfinishedUpload",
     "__version__",
+    "abort_uploads",
     "async_save",
     "latest",
     "list_checkpoints",
+    "list_uploads",
     "load",
     "save",
 ]

@@ -192,7 +192,8 @@ class ObjectStoreWriter(StorageWriter):
         with save.recorder.phase("write"):
             batch = _Batch.of(plan.items, planner, self._settings.transfer)
             packs = batch.packs(save.id, self._settings.transfer, save.place.data)
-            named = [(pack_key(save.id, number), pack) for number, pack in enumerate(packs)]
+            spread = self._settings.transfer.spread
+            named = [(pack_key(save.id, number, spread=spread), pack) for number, pack in enumerate(packs)]
             save.keys += [key for key, _ in named]
             save.recorder.report.bytes_needed += batch.total_bytes
             nbytes = [entry.nbytes for entry in batch.entries]

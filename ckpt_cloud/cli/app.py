@@ -67,3 +67,16 @@ def show(
     from ckpt_cloud.cli import show as command
 
     command.run(url, as_json=json)
+
+
+@app.command(epilog="Example: ckpt-cloud uploads s3://bucket/run --older-than 24 --abort")
+def uploads(
+    root: Annotated[str, typer.Argument(help="URL under which to look.")],
+    older_than: Annotated[float, typer.Option(min=0, metavar="HOURS", help="Pass over younger ones.")] = 24,
+    abort: Annotated[bool, typer.Option("--abort", help="Abort them.")] = False,
+    json: Json = False,
+) -> None:
+    """List unfinished multipart uploads under ROOT, which no listing shows and which are billed; --abort ends them."""
+    from ckpt_cloud.cli import uploads as command
+
+    command.run(root, older_than_hours=older_than, abort=abort, as_json=json)

@@ -3,10 +3,12 @@
 COMMIT                        the register, the one commit point
 data/<id>/manifest            written by the coordinator
 data/<id>/<n>.safetensors     pack objects, under an id that each rank mints for each save
+data/<hash>-<id>/<n>.safetensors   the same, spread over many prefixes
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 from ckpt_cloud.errors import CorruptManifest
@@ -19,7 +21,7 @@ NO_ID = "0" * 32
 """Sorts before every id: the fence of a register that fences nothing off."""
 
 _ID = re.compile(r"[0-9a-f]{32}")
-_KEY = re.compile(r"data/[0-9a-f]{32}/(manifest|[0-9]{1,9}\.safetensors)")
+_KEY = re.compile(r"data/([0-9a-f]{32}/manifest|([0-9a-f]{1,4}-)?[0-9a-f]{32}/[0-9]{1,9}\.safetensors)")
 
 
 def mint_id(unix_ms: int, random_bytes: bytes) -> str:
@@ -44,9 +46,15 @@ def id_unix_ms(id_: str) -> int:
     return int(id_[:12], 16)
 
 
-def pack_key(id_: str, number: int) -> str:
-    """Key of the `number`th pack object that the holder of `id_` writes."""
-    return f"{DATA_PREFIX}{id_}/{number}.safetensors"
+def pack_key(id_: str, number: int, *, spread: int = 0) -> str:
+    """Key of the `number`th pack object that the holder of `id_` writes.
+
+    Args:
+        spread: hexadecimal digits, 0 to 4, of a hash before the id. Ids of one moment begin alike, so without them all
+            objects of a save fall into one range of keys, and a store that limits requests per range slows it down.
+    """
+    digits = hashlib.sha256(f"{id_}/{number}".encode()).hexdigest()[:spread]
+    return f"{DATA_PREFIX}{digits}{'-' if digits else ''}{id_}/{number}.safetensors"
 
 
 def manifest_key(id_: str) -> str:
@@ -62,6 +70,12 @@ def rank_path(rank: int) -> str:
 def is_key(text: str) -> bool:
     """Whether `text` is a key that this format writes."""
     return _KEY.fullmatch(text) is not None
+
+
+def names_a_key(path: str) -> bool:
+    """Whether the last segments of `path` are a key that this format writes, `COMMIT` included."""
+    segments = path.split("/")
+    return segments[-1] == COMMIT_KEY or is_key("/".join(segments[-3:]))
 
 
 def check_key(key: str) -> str:

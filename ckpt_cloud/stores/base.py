@@ -100,8 +100,8 @@ class ObjectStore(Protocol):
     async def put_multipart(self, key: str, source: Source, *, part_size: int, concurrency: int) -> str | None:
         """Stores the buffers of `source`, whatever their sizes, as parts of `part_size`, `concurrency` at a time.
 
-        Buffers are let go as soon as their part is stored. A failure aborts the upload: nothing becomes visible. It
-        may begin again, with another call of `source`.
+        Buffers are let go as soon as their part is stored, and none is held on to while the next is waited for. A
+        failure aborts the upload: nothing becomes visible. It may begin again, with another call of `source`.
         """
         ...
 

@@ -33,6 +33,9 @@ from ckpt_cloud.errors import (
 _CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>")
 _REGION = re.compile(r"<Region>\s*([a-z0-9-]+)\s*</Region>")
 _ENDPOINT = re.compile(r"<Endpoint>\s*(?:[^<]*\.)?s3[.-]([a-z]{2}[a-z-]*-\d)\.[^<]*</Endpoint>")
+_NO_CREDENTIALS = re.compile(
+    r"External \w+ credential provider|missing credentials|credentials? provider", re.IGNORECASE
+)
 _HTML = re.compile(r"<!doctype html|<html", re.IGNORECASE)
 _DEBUG = "\n\nDebug source"
 _STATUS = re.compile(r"status(?:: | code: )(\d{3})")
@@ -45,6 +48,10 @@ _PERMISSION_HINT = (
 _AZURE_HINT = (
     "check the account, its key, SAS or identity (AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_*, az login), and "
     "that it may read, write and list here (Storage Blob Data Contributor)"
+)
+_RENEW_HINT = (
+    "set or renew them: AWS_PROFILE, AWS_ACCESS_KEY_ID or aws sso login; AZURE_STORAGE_CONNECTION_STRING, "
+    "AZURE_STORAGE_* or az login; GOOGLE_APPLICATION_CREDENTIALS or gcloud auth application-default login"
 )
 _REGION_HINT = "set AWS_REGION or region= to the bucket's region"
 
@@ -121,6 +128,8 @@ def translate(error: BaseException, operation: str, url: str) -> CkptCloudError:
     code = _CODE.search(text)
     if code and code[1] in BY_CODE and not isinstance(error, foreign.AlreadyExistsError | foreign.PreconditionError):
         return by_code(code[1], text, operation, url)
+    if _NO_CREDENTIALS.search(text) and not _STATUS.search(text):
+        return MissingCredentials(f"{operation}: the credentials cannot be had", url, _RENEW_HINT)
     for theirs, kind, message, hint in _BY_TYPE:
         if isinstance(error, theirs):
             return kind(f"{operation}: {message}", url, hint)
@@ -147,7 +156,8 @@ def _by_status(text: str, code: str, operation: str, url: str) -> CkptCloudError
         return WrongRegion(f"{operation}: the store redirects to another region", url, _REGION_HINT)
     if 400 <= status < 500 and status not in (408, 409):
         return RequestRefused(f"{operation}: the store answered {status} {code}".rstrip(), url)
-    if "credential" in text and status == 0:
-        return MissingCredentials(f"{operation}: no usable credentials", url, _PERMISSION_HINT)
+    if _HTML.search(text):
+        hint = "check the endpoint, and proxy_url or the HTTPS_PROXY variable"
+        return StoreUnavailable(f"{operation}: {status or 'an answer'} that is a web page, not a store's", url, hint)
     said = f"the store answered {status} {code}".rstrip() if status else "no answer (refused, reset or timed out)"
     return StoreUnavailable(f"{operation}: {said}", url, "check the endpoint and the network, then try again")

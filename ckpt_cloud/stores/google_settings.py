@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
@@ -51,11 +52,14 @@ def credentials(options: StoreOptions, url: str) -> Credentials:
         return google.oauth2.credentials.Credentials(options.access_token)
     try:
         if options.credentials_file:
-            return google.auth.load_credentials_from_file(options.credentials_file, scopes=[SCOPE])[0]
+            with warnings.catch_warnings():
+                # Of files from strangers; this one is the user's own.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                return google.auth.load_credentials_from_file(options.credentials_file, scopes=[SCOPE])[0]
         return google.auth.default(scopes=[SCOPE])[0]
     except google.auth.exceptions.DefaultCredentialsError as error:
         if options.credentials_file:
-            raise FixRequest(f"the credentials file cannot be used: {options.credentials_file}", url, _HINT) from error
+            raise FixRequest(f"the credentials file cannot be used: {options.credentials_file}", url, _HINT) from None
         raise MissingCredentials("no Google credentials were found", url, _HINT) from None
     except OSError as error:
         raise FixRequest(f"the credentials file cannot be read: {error.strerror}", url, _HINT) from None

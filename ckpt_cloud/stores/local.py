@@ -11,8 +11,8 @@ from pathlib import Path
 import obstore
 
 from ckpt_cloud.errors import AlreadyExists, PreconditionFailed
-from ckpt_cloud.format.layout import join
-from ckpt_cloud.stores.base import ANY, Buffer, Condition, Replace, Source
+from ckpt_cloud.format.layout import join, names_a_key
+from ckpt_cloud.stores.base import ANY, Buffer, Condition, Replace, Source, UnfinishedUpload
 from ckpt_cloud.stores.native import Clients, NativeStore
 from ckpt_cloud.workers import in_thread
 
@@ -43,6 +43,19 @@ class LocalStore(NativeStore):
     async def delete(self, keys: Sequence[str]) -> None:
         await super().delete(keys)
         await in_thread(_prune, [self._root / key for key in keys], self._root)
+
+    async def list_uploads(self, prefix: str = "") -> Sequence[UnfinishedUpload]:
+        """Temporary files that a writer which died left beside the names that they were to get."""
+        return await in_thread(lambda: list(_drafts(self._root, prefix)))
+
+    async def abort_upload(self, upload: UnfinishedUpload) -> None:
+        await in_thread(self._remove_draft, upload)
+
+    def _remove_draft(self, upload: UnfinishedUpload) -> None:
+        path = self._root / f"{upload.key}#{upload.id}"
+        with self._translated("abort upload", upload.key):
+            path.unlink(missing_ok=True)
+        _prune([path], self._root)
 
     def _put_if(self, key: str, data: Buffer, condition: Condition) -> str | None:
         """Gives a file that is already on the disk its name, if the condition holds; never a name without its bytes."""
@@ -95,6 +108,17 @@ def _locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _drafts(root: Path, prefix: str) -> Iterator[UnfinishedUpload]:
+    """Only of names that this library writes: the directory may hold anybody's files."""
+    for path in (root / prefix).rglob("*#*"):
+        key, _, number = path.relative_to(root).as_posix().rpartition("#")
+        if number.isdigit() and names_a_key(key):
+            try:
+                yield UnfinishedUpload(key, number, path.stat().st_mtime)
+            except FileNotFoundError:
+                continue
 
 
 def _has_files(directory: Path) -> bool:

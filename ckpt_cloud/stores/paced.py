@@ -99,13 +99,13 @@ def _retrying(retry: RetryOptions, deadline_s: float) -> tenacity.AsyncRetrying:
     """Exponential backoff with full jitter (AWS Architecture Blog, "Exponential Backoff And Jitter", 2015)."""
     return tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception_type((StoreUnavailable, Throttled)),
-        stop=tenacity.stop_after_attempt(retry.max_retries + 1) | _FailingFor(deadline_s),
+        stop=tenacity.stop_after_attempt(retry.max_retries + 1) | FailingFor(deadline_s),
         wait=tenacity.wait_random_exponential(_FIRST_PAUSE_S, retry.max_backoff_s),
         reraise=True,
     )
 
 
-class _FailingFor(tenacity.stop.stop_base):
+class FailingFor(tenacity.stop.stop_base):
     """Stops before a pause that would end later than `deadline_s` after the first failure.
 
     Not after the first attempt began: a large object may be on its way for longer than the deadline.

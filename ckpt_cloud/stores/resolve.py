@@ -9,6 +9,7 @@ from ckpt_cloud.errors import InvalidOption, Unsupported
 from ckpt_cloud.options import Engine, StoreOptions
 from ckpt_cloud.stores.base import ObjectStore
 from ckpt_cloud.stores.foreign_errors import translated
+from ckpt_cloud.stores.intercept import apply
 from ckpt_cloud.stores.location import Location
 from ckpt_cloud.stores.paced import PacedStore
 
@@ -41,12 +42,14 @@ def open_store(location: Location, options: StoreOptions, *, first_contact: bool
         Unsupported: the engine does not do this scheme, or its library is not installed.
     """
     if engine_for(location, options) == "fsspec":
-        raise Unsupported(f"{location.scheme}:// is not there yet", location.url)
+        from ckpt_cloud.stores.fsspec_engine import open_fsspec
+
+        return apply(PacedStore(open_fsspec(location, options), options, first_contact=first_contact))
     if location.dialect == "memory":
-        return _open_memory(location)
+        return apply(_open_memory(location))
     if location.dialect == "file":
-        return _open_local(location)
-    return PacedStore(_open_cloud(location, options), options, first_contact=first_contact)
+        return apply(_open_local(location))
+    return apply(PacedStore(_open_cloud(location, options), options, first_contact=first_contact))
 
 
 def engine_for(location: Location, options: StoreOptions) -> Engine:

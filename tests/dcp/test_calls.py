@@ -311,6 +311,20 @@ def test_wrong_options_are_refused_where_they_are_made():
             ckpt_cloud.TransferOptions(**wrong)
 
 
+def test_objects_spread_over_prefixes(url, keys):
+    transfer = ckpt_cloud.TransferOptions(spread=2, pack_size=5 << 20, part_size=5 << 20, memory_budget=32 << 20)
+    big = {f"w{number}": torch.full((1024, 1024), float(number)) for number in range(12)}
+    dcp.save(big, storage_writer=ObjectStoreWriter(url, transfer=transfer))
+    folders = {key.split("/")[1] for key in keys(url) if key.endswith(".safetensors")}
+    assert len(folders) > 3
+    assert all(folder[2] == "-" for folder in folders)
+    loaded = {name: torch.zeros_like(value) for name, value in big.items()}
+    dcp.load(loaded, storage_reader=ObjectStoreReader(url))
+    assert all(torch.equal(loaded[name], value) for name, value in big.items())
+    with pytest.raises(InvalidOption, match="spread"):
+        ckpt_cloud.TransferOptions(spread=5)
+
+
 def test_reports_and_events(url):
     events = []
     writer = ObjectStoreWriter(url, on_event=events.append)

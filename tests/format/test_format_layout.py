@@ -1,5 +1,6 @@
 """Ids whose text order is time order, and keys that lead nowhere but into the checkpoint."""
 
+import hashlib
 import re
 import uuid
 
@@ -53,8 +54,19 @@ def test_not_an_id(text):
 @given(MILLISECONDS, CHANCE, st.integers(0, 999_999_999))
 def test_keys_that_we_make_pass(unix_ms, chance, number):
     minted = mint_id(unix_ms, chance)
-    for key in (pack_key(minted, number), manifest_key(minted)):
+    packs = [pack_key(minted, number, spread=digits) for digits in range(5)]
+    assert len(set(packs)) == 5
+    for key in (*packs, manifest_key(minted)):
         assert check_key(key) == key
+
+
+def test_spreading_puts_the_hash_of_each_object_before_its_id():
+    assert pack_key(ID, 7) == f"data/{ID}/7.safetensors"
+    digits = hashlib.sha256(f"{ID}/7".encode()).hexdigest()
+    for spread in range(1, 5):
+        assert pack_key(ID, 7, spread=spread) == f"data/{digits[:spread]}-{ID}/7.safetensors"
+    prefixes = [pack_key(ID, number, spread=1)[len("data/")] for number in range(1600)]
+    assert all(60 < prefixes.count(digit) < 140 for digit in "0123456789abcdef")
 
 
 @pytest.mark.parametrize(
@@ -81,6 +93,12 @@ def test_keys_that_we_make_pass(unix_ms, chance, number):
         f"data/{ID}/1.safetensors?versionId=x",
         f"data/{ID}/1.safetensors#",
         f"data/{ID}/-1.safetensors",
+        f"data/a-{ID}/manifest",
+        f"data/-{ID}/1.safetensors",
+        f"data/abcde-{ID}/1.safetensors",
+        f"data/g-{ID}/1.safetensors",
+        f"data/a-b-{ID}/1.safetensors",
+        f"data/a/{ID}/1.safetensors",
         f"data/{ID}/.safetensors",
         f"data/{ID}/1safetensors",
         f"data/{ID}/1234567890.safetensors",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-KEY = re.compile(r"data/[0-9a-f]{32}/(manifest|[0-9]{1,9}\.safetensors)")
+KEY = re.compile(r"data/([0-9a-f]{32}/manifest|([0-9a-f]{1,4}-)?[0-9a-f]{32}/[0-9]{1,9}\.safetensors)")
 WIDTHS = {"float16": 2, "bfloat16": 2, "complex32": 4, "complex64": 8, "complex128": 16, "bits16": 2}
 WIDTHS |= {f"{kind}{bits}": bits // 8 for kind in ("int", "uint", "float") for bits in (16, 32, 64)}
 SAFETENSORS = {

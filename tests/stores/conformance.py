@@ -317,6 +317,15 @@ class StoreConformance:
         gc.collect()
         assert live == 0
 
+    async def test_multipart_with_one_request_in_flight(self, place):
+        """What a store that throttles hard brings a save down to."""
+        if pace := getattr(place.store, "pace", None):
+            pace.limit = 1
+        pieces = [secrets.token_bytes(3 * MIB) for _ in range(7)]
+        upload = place.store.put_multipart("big", stream(*pieces), part_size=5 * MIB, concurrency=4)
+        await asyncio.wait_for(upload, 50)
+        assert place.read("big") == b"".join(pieces)
+
     @pytest.mark.parametrize("after", [0, 1, 11 * MIB], ids=["at-once", "early", "late"])
     async def test_a_failing_stream_leaves_nothing(self, place, after):
         place.write("other", b"x")
