@@ -13,6 +13,7 @@
     │   ├── MissingCredentials
     │   ├── PermissionDenied
     │   ├── WrongRegion
+    │   ├── UntrustedServer         its TLS certificate is not accepted
     │   ├── RequestRefused          the store answers that the request itself is wrong
     │   ├── Unsupported             the store, or this version, cannot do it
     │   ├── UnsupportedTensor       a tensor that has no bytes of its own to store
@@ -169,6 +170,12 @@ class WrongRegion(FixRequest):
     """The bucket lives in another region than the request was signed for."""
 
     kind = "wrong-region"
+
+
+class UntrustedServer(FixRequest):
+    """The server's TLS certificate is of an unknown authority, for another name, or out of date."""
+
+    kind = "untrusted-server"
 
 
 class RequestRefused(FixRequest):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import botocore.exceptions as foreign
 
@@ -15,9 +16,10 @@ from ckpt_cloud.errors import (
     RequestRefused,
     StoreUnavailable,
     Throttled,
+    WrongRegion,
     redacted,
 )
-from ckpt_cloud.stores.foreign_errors import BY_CODE, by_code
+from ckpt_cloud.stores.foreign_errors import BY_CODE, by_code, in_region, untrusted
 
 _SERVER = 500
 
@@ -39,17 +41,30 @@ def translate(error: BaseException, operation: str, url: str) -> CkptCloudError:
         return _answered(error, operation, url)
     if isinstance(error, foreign.NoCredentialsError | foreign.CredentialRetrievalError):
         return MissingCredentials(f"{operation}: no usable AWS credentials", url, "set AWS_PROFILE or log in")
-    if isinstance(error, foreign.HTTPClientError):
+    if isinstance(error, foreign.SSLError) and "certificate" in str(error).lower():
+        return untrusted(operation, url)
+    if isinstance(error, foreign.HTTPClientError | foreign.ConnectionError):
         hint = "check the endpoint and the network, then try again"
         return StoreUnavailable(f"{operation}: no answer (refused, reset or timed out)", url, hint)
     return FixRequest(f"{operation}: the AWS configuration cannot be used", url, "check AWS_PROFILE")
+
+
+def is_no_listing(answer: Mapping[str, Any]) -> bool:
+    """Whether what came back for ListObjectsV2 is something else, such as a proxy's page, which reads as empty."""
+    return not {"Name", "KeyCount", "IsTruncated", "MaxKeys"} & answer.keys()
 
 
 def _answered(error: foreign.ClientError, operation: str, url: str) -> CkptCloudError:
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     if code in BY_CODE:
-        return by_code(code, str(error), operation, url)
+        ours = by_code(code, "", operation, url)
+        region = _region(error)
+        return in_region(region, ours) if region and isinstance(ours, WrongRegion) else ours
+    if status == 301:
+        region = _region(error)
+        ours = WrongRegion(f"{operation}: the bucket is in another region", url, "set AWS_REGION or region=")
+        return in_region(region, ours) if region else ours
     if status == 429:
         return Throttled(f"{operation}: the store asks for fewer requests", url)
     if status == 404:
@@ -57,3 +72,10 @@ def _answered(error: foreign.ClientError, operation: str, url: str) -> CkptCloud
     if 400 <= status < _SERVER and status not in (408, 409):
         return RequestRefused(f"{operation}: the store answered {status} {code}", url)
     return StoreUnavailable(f"{operation}: the store answered {status} {code}", url, "try again")
+
+
+def _region(error: foreign.ClientError) -> str | None:
+    """Where the bucket is, as far as the answer says it."""
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    said = headers.get("x-amz-bucket-region") or dict(error.response.get("Error", {})).get("Region")
+    return str(said) if said else None

@@ -26,6 +26,7 @@ from ckpt_cloud.errors import (
     StoreUnavailable,
     Throttled,
     Unsupported,
+    UntrustedServer,
     WrongRegion,
     redacted,
 )
@@ -36,6 +37,9 @@ _ENDPOINT = re.compile(r"<Endpoint>\s*(?:[^<]*\.)?s3[.-]([a-z]{2}[a-z-]*-\d)\.[^
 _NO_CREDENTIALS = re.compile(
     r"External \w+ credential provider|missing credentials|credentials? provider", re.IGNORECASE
 )
+_CERTIFICATE = re.compile(r"invalid peer certificate|certificate verify failed|InvalidCertificate", re.IGNORECASE)
+_REDIRECT = "redirect without LOCATION"
+"""obstore's words for S3's 301, whose body it does not hand on."""
 _HTML = re.compile(r"<!doctype html|<html", re.IGNORECASE)
 _DEBUG = "\n\nDebug source"
 _STATUS = re.compile(r"status(?:: | code: )(\d{3})")
@@ -73,6 +77,9 @@ BY_CODE: dict[str, tuple[type[CkptCloudError], str, str]] = {
     "RequestTimeout": (StoreUnavailable, "the store waited too long for the request", "try again"),
     "ConditionalRequestConflict": (StoreUnavailable, "a concurrent write was in progress", "try again"),
     "OperationAborted": (StoreUnavailable, "a concurrent write was in progress", "try again"),
+    # Completed by a request whose answer was lost, or aborted by a lifecycle rule: what was stored is told by reading.
+    "NoSuchUpload": (StoreUnavailable, "the upload is gone", "try again"),
+    "InvalidBlockList": (StoreUnavailable, "blocks of the upload are gone", "try again"),
     "NotImplemented": (Unsupported, "the store does not implement this request", ""),
     "BadDigest": (StoreUnavailable, "the bytes changed on their way to the store", "try again"),
     "XAmzContentChecksumMismatch": (StoreUnavailable, "the bytes changed on their way to the store", "try again"),
@@ -126,10 +133,12 @@ def translate(error: BaseException, operation: str, url: str) -> CkptCloudError:
     """Our error for one of obstore's; the store's error code decides, then the type, then the HTTP status."""
     text = str(error)
     code = _CODE.search(text)
-    if code and code[1] in BY_CODE and not isinstance(error, foreign.AlreadyExistsError | foreign.PreconditionError):
+    if code and code[1] in BY_CODE:
         return by_code(code[1], text, operation, url)
     if _NO_CREDENTIALS.search(text) and not _STATUS.search(text):
         return MissingCredentials(f"{operation}: the credentials cannot be had", url, _RENEW_HINT)
+    if _CERTIFICATE.search(text):
+        return untrusted(operation, url)
     for theirs, kind, message, hint in _BY_TYPE:
         if isinstance(error, theirs):
             return kind(f"{operation}: {message}", url, hint)
@@ -147,17 +156,39 @@ def by_code(code: str, text: str, operation: str, url: str) -> CkptCloudError:
     return kind(f"{operation}: {message} ({code})", url, hint)
 
 
+def in_region(region: str, error: WrongRegion) -> WrongRegion:
+    """`error`, saying which region is the right one."""
+    operation = error.message.partition(":")[0]
+    return WrongRegion(
+        f"{operation}: the bucket is in region {region}", error.url, f"set AWS_REGION or region= to {region}"
+    )
+
+
+def untrusted(operation: str, url: str) -> CkptCloudError:
+    """For a TLS handshake that ended over the certificate."""
+    hint = "name its authority with ca_bundle or AWS_CA_BUNDLE, and check the endpoint's name and the clock"
+    return UntrustedServer(f"{operation}: the server's TLS certificate is not accepted", url, hint)
+
+
+def web_page(status: int, operation: str, url: str) -> CkptCloudError:
+    """For HTML where a store's answer should be."""
+    hint = "a proxy answers in its place: check the endpoint, proxy_url and the HTTPS_PROXY variable"
+    kind = RequestRefused if 400 <= status < 500 else StoreUnavailable
+    return kind(f"{operation}: a web page came back (status {status}), not a store's answer", url, hint)
+
+
 def _by_status(text: str, code: str, operation: str, url: str) -> CkptCloudError:
     found = _STATUS.search(text)
     status = int(found[1]) if found else 0
     if status == 429 or code == "SlowDown":
         return Throttled(f"{operation}: the store asks for fewer requests", url)
-    if status in (301, 307):
+    if status in (301, 307) or _REDIRECT in text:
         return WrongRegion(f"{operation}: the store redirects to another region", url, _REGION_HINT)
+    if _HTML.search(text):
+        return web_page(status, operation, url)
+    if status in (401, 403):
+        return PermissionDenied(f"{operation}: the store answered {status} {code}".rstrip(), url, _PERMISSION_HINT)
     if 400 <= status < 500 and status not in (408, 409):
         return RequestRefused(f"{operation}: the store answered {status} {code}".rstrip(), url)
-    if _HTML.search(text):
-        hint = "check the endpoint, and proxy_url or the HTTPS_PROXY variable"
-        return StoreUnavailable(f"{operation}: {status or 'an answer'} that is a web page, not a store's", url, hint)
     said = f"the store answered {status} {code}".rstrip() if status else "no answer (refused, reset or timed out)"
     return StoreUnavailable(f"{operation}: {said}", url, "check the endpoint and the network, then try again")

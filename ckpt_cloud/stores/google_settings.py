@@ -57,7 +57,7 @@ def credentials(options: StoreOptions, url: str) -> Credentials:
                 warnings.simplefilter("ignore", DeprecationWarning)
                 return google.auth.load_credentials_from_file(options.credentials_file, scopes=[SCOPE])[0]
         return google.auth.default(scopes=[SCOPE])[0]
-    except google.auth.exceptions.DefaultCredentialsError as error:
+    except google.auth.exceptions.DefaultCredentialsError:
         if options.credentials_file:
             raise FixRequest(f"the credentials file cannot be used: {options.credentials_file}", url, _HINT) from None
         raise MissingCredentials("no Google credentials were found", url, _HINT) from None

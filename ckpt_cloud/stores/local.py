@@ -13,6 +13,7 @@ import obstore
 from ckpt_cloud.errors import AlreadyExists, PreconditionFailed
 from ckpt_cloud.format.layout import join, names_a_key
 from ckpt_cloud.stores.base import ANY, Buffer, Condition, Replace, Source, UnfinishedUpload
+from ckpt_cloud.stores.foreign_errors import translated
 from ckpt_cloud.stores.native import Clients, NativeStore
 from ckpt_cloud.workers import in_thread
 
@@ -53,14 +54,14 @@ class LocalStore(NativeStore):
 
     def _remove_draft(self, upload: UnfinishedUpload) -> None:
         path = self._root / f"{upload.key}#{upload.id}"
-        with self._translated("abort upload", upload.key):
+        with translated("abort upload", self._at(upload.key)):
             path.unlink(missing_ok=True)
         _prune([path], self._root)
 
     def _put_if(self, key: str, data: Buffer, condition: Condition) -> str | None:
         """Gives a file that is already on the disk its name, if the condition holds; never a name without its bytes."""
         path = self._root / key
-        with self._translated("put", key):
+        with translated("put", self._at(key)):
             if isinstance(condition, Replace):
                 self._check(condition, key)
             path.parent.mkdir(parents=True, exist_ok=True)

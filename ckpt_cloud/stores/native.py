@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import obstore
 
-from ckpt_cloud.errors import CkptCloudError, Damaged, RangeNotSatisfiable, RequestRefused, StoreUnavailable
+from ckpt_cloud.errors import (
+    BucketNotFound,
+    CkptCloudError,
+    Damaged,
+    RangeNotSatisfiable,
+    RequestRefused,
+    StoreUnavailable,
+    WrongRegion,
+)
 from ckpt_cloud.format.layout import join
 from ckpt_cloud.stores.base import (
     ANY,
@@ -24,7 +33,7 @@ from ckpt_cloud.stores.base import (
     UnfinishedUpload,
 )
 from ckpt_cloud.stores.capabilities import ALL, Capabilities, remembered
-from ckpt_cloud.stores.foreign_errors import translated
+from ckpt_cloud.stores.foreign_errors import translate, translated
 
 if TYPE_CHECKING:
     from obstore import GetOptions
@@ -80,7 +89,7 @@ class NativeStore:
         return f"<NativeStore {self.url}>"
 
     async def put(self, key: str, data: Buffer, condition: Condition = ANY) -> str | None:
-        with self._translated("put", key):
+        async with self._translated("put", key):
             result = await obstore.put_async(
                 self._clients.once, join(self._prefix, key), data, mode=self._mode(condition), use_multipart=False
             )
@@ -96,7 +105,7 @@ class NativeStore:
             )
         )
         try:
-            with self._translated("upload", key):
+            async with self._translated("upload", key):
                 return self._version(await asyncio.shield(upload))
         except asyncio.CancelledError:
             # obstore aborts an upload whose stream fails, but not one that nobody waits for any more.
@@ -110,7 +119,7 @@ class NativeStore:
             raise
 
     async def get(self, key: str, *, limit: int) -> tuple[bytes, ObjectInfo]:
-        with self._translated("get", key):
+        async with self._translated("get", key):
             result = await obstore.get_async(self._clients.reads, join(self._prefix, key))
             if result.meta["size"] > limit:
                 raise Damaged(f"the object has {result.meta['size']} bytes, more than {limit}", self._at(key))
@@ -122,7 +131,7 @@ class NativeStore:
         if version is not None:
             options["if_match"] = self._pinned(version)
         try:
-            with self._translated("read", key):
+            async with self._translated("read", key):
                 result = await obstore.get_async(self._clients.reads, join(self._prefix, key), options=options)
                 data = memoryview(await result.bytes_async())
             if len(data) != end - start:
@@ -144,14 +153,14 @@ class NativeStore:
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
         root = join(self._prefix, prefix) if prefix else self._prefix
-        with self._translated("list", prefix):
+        async with self._translated("list", prefix):
             async for batch in obstore.list(self._clients.parts, root or None):
                 for meta in batch:
                     yield self._info(meta["path"].removeprefix(f"{self._prefix}/" if self._prefix else ""), meta)
 
     async def list_children(self, prefix: str = "") -> Sequence[str]:
         root = join(self._prefix, prefix) if prefix else self._prefix
-        with self._translated("list", prefix):
+        async with self._translated("list", prefix):
             try:
                 found = await obstore.list_with_delimiter_async(self._clients.parts, root or None)
             except FileNotFoundError:
@@ -163,10 +172,11 @@ class NativeStore:
 
     async def delete(self, keys: Sequence[str]) -> None:
         if keys:
-            with self._translated("delete", keys[0]):
+            async with self._translated("delete", keys[0]):
                 try:
                     await obstore.delete_async(self._clients.once, [join(self._prefix, key) for key in keys])
-                except FileNotFoundError:
+                except FileNotFoundError as error:
+                    self._check_bucket(error, keys[0])
                     await self._delete_one_by_one(keys)
 
     async def list_uploads(self, prefix: str = "") -> Sequence[UnfinishedUpload]:
@@ -177,12 +187,18 @@ class NativeStore:
         del upload
 
     async def _delete_one_by_one(self, keys: Sequence[str]) -> None:
-        # Local files stop at the first that is missing, unlike S3.
+        # Local files and Azure stop at the first that is missing, unlike S3.
         for key in keys:
             try:
                 await obstore.delete_async(self._clients.once, join(self._prefix, key))
-            except FileNotFoundError:
-                continue
+            except FileNotFoundError as error:
+                self._check_bucket(error, key)
+
+    def _check_bucket(self, missing: FileNotFoundError, key: str) -> None:
+        """A key that is gone is not missed; a bucket is."""
+        ours = translate(missing, "delete", self._at(key))
+        if isinstance(ours, BucketNotFound):
+            raise ours
 
     def _mode(self, condition: Condition) -> Any:
         if condition is CREATE:
@@ -208,8 +224,17 @@ class NativeStore:
     def _at(self, key: str) -> str:
         return f"{self.url}/{key}" if key else self.url
 
-    def _translated(self, operation: str, key: str) -> Any:
-        return translated(operation, self._at(key))
+    @asynccontextmanager
+    async def _translated(self, operation: str, key: str) -> AsyncIterator[None]:
+        try:
+            with translated(operation, self._at(key)):
+                yield
+        except WrongRegion as error:
+            raise await self._located(error) from None
+
+    async def _located(self, error: WrongRegion) -> WrongRegion:
+        """`error`, with the right region if it can be found out."""
+        return error
 
 
 async def _until(

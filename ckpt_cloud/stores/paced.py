@@ -71,7 +71,7 @@ class PacedStore:
         return await self._again(lambda: self._store.list_children(prefix))
 
     async def capabilities(self) -> Capabilities:
-        return await self._store.capabilities()
+        return await self._again(self._store.capabilities)
 
     async def delete(self, keys: Sequence[str]) -> None:
         await self._again(lambda: self._store.delete(keys))

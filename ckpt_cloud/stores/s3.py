@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 from obstore.store import S3Store as ObstoreS3
 
+from ckpt_cloud.errors import WrongRegion
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores import aws
 from ckpt_cloud.stores.base import UnfinishedUpload
+from ckpt_cloud.stores.beside_s3 import BesideS3
+from ckpt_cloud.stores.foreign_errors import in_region
 from ckpt_cloud.stores.location import Location
 from ckpt_cloud.stores.native import Clients, NativeStore
 from ckpt_cloud.stores.obstore_clients import clients
-from ckpt_cloud.stores.stale_s3 import S3Uploads
 
 if TYPE_CHECKING:
     from botocore.session import Session
@@ -25,15 +27,25 @@ if TYPE_CHECKING:
 class S3Store(NativeStore):
     """With boto3 beside obstore, which knows nothing of uploads that others left unfinished."""
 
-    def __init__(self, clients: Clients, location: Location, uploads: S3Uploads, *, probed_as: str) -> None:
+    def __init__(self, clients: Clients, location: Location, beside: BesideS3, *, probed_as: str) -> None:
         super().__init__(clients, location.path, location.url, probed_as=probed_as)
-        self._uploads = uploads
+        self._beside = beside
+
+    async def list_children(self, prefix: str = "") -> Sequence[str]:
+        found = await super().list_children(prefix)
+        if not found:
+            await self._beside.check_listing()
+        return found
+
+    async def _located(self, error: WrongRegion) -> WrongRegion:
+        region = await self._beside.region()
+        return in_region(region, error) if region else error
 
     async def list_uploads(self, prefix: str = "") -> Sequence[UnfinishedUpload]:
-        return await self._uploads.list(prefix)
+        return await self._beside.list_uploads(prefix)
 
     async def abort_upload(self, upload: UnfinishedUpload) -> None:
-        await self._uploads.abort(upload)
+        await self._beside.abort_upload(upload)
 
 
 def open_s3(location: Location, options: StoreOptions) -> NativeStore:
@@ -53,8 +65,8 @@ def open_s3(location: Location, options: StoreOptions) -> NativeStore:
         )
 
     made = clients(make, options, endpoint=endpoint, ca=options.ca_bundle or os.environ.get("AWS_CA_BUNDLE"))
-    uploads = S3Uploads(chain, location, options, endpoint=endpoint)
-    return S3Store(made, location, uploads, probed_as=f"{endpoint or 'aws'} {location.bucket}")
+    beside = BesideS3(chain, location, options, endpoint=endpoint)
+    return S3Store(made, location, beside, probed_as=f"{endpoint or 'aws'} {location.bucket}")
 
 
 def _config(bucket: str, chain: Session, endpoint: str | None, options: StoreOptions) -> S3Config:

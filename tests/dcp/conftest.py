@@ -10,20 +10,34 @@ from ckpt_cloud import bridge
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores import open_store, parse_url
 
+CLOUDS = {"s3": ("moto_server", "s3"), "azure": ("azurite", "az"), "gcs": ("fake_gcs", "gs")}
+"""Fixture and scheme."""
 
-@pytest.fixture(params=["memory", "file", "s3"])
-def url(request, tmp_path, monkeypatch):
+
+@pytest.fixture
+def cloud_root(request, monkeypatch, nobodys_cloud):
+    """Makes a new bucket on a cloud's server, sets the environment that leads there, and gives its URL."""
+
+    def root(cloud):
+        fixture, scheme = CLOUDS[cloud]
+        server = request.getfixturevalue(fixture)
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        bucket = f"bucket-{secrets.token_hex(4)}"
+        server.create_bucket(bucket)
+        return f"{scheme}://{bucket}"
+
+    return root
+
+
+@pytest.fixture(params=["memory", "file", *CLOUDS])
+def url(request, tmp_path, cloud_root):
     """A URL where nothing is yet, on each kind of store."""
     if request.param == "memory":
         return f"memory://{secrets.token_hex(4)}/run/step-1"
     if request.param == "file":
         return f"file://{tmp_path}/run/step-1"
-    server = request.getfixturevalue("moto_server")
-    for name, value in server.env.items():
-        monkeypatch.setenv(name, value)
-    bucket = f"bucket-{secrets.token_hex(4)}"
-    server.create_bucket(bucket)
-    return f"s3://{bucket}/run/step-1"
+    return f"{cloud_root(request.param)}/run/step-1"
 
 
 @pytest.fixture

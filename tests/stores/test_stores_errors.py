@@ -116,11 +116,24 @@ def test_codes_that_the_protocols_rest_on(code, kind):
     assert issubclass(BY_CODE[code][0], kind)
 
 
-@pytest.mark.parametrize("theirs", [foreign.AlreadyExistsError, foreign.PreconditionError])
-def test_a_refused_condition_is_not_taken_for_its_code(theirs):
-    """A 409 conflict that obstore has already recognised stays what obstore says."""
-    ours = translate(theirs("<Code>OperationAborted</Code>"), "put", URL)
-    assert isinstance(ours, AlreadyExists | PreconditionFailed)
+@pytest.mark.parametrize("code", ["ConditionalRequestConflict", "OperationAborted"])
+def test_a_conflict_decides_nothing(code):
+    """S3's 409, which obstore takes for an object that is there: the other write may yet fail."""
+    ours = translate(foreign.AlreadyExistsError(f"<Code>{code}</Code>"), "put", URL)
+    assert isinstance(ours, StoreUnavailable)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "code", "kind"),
+    [
+        (foreign.AlreadyExistsError, "BlobAlreadyExists", AlreadyExists),
+        (foreign.AlreadyExistsError, "PreconditionFailed", AlreadyExists),
+        (foreign.PreconditionError, "ConditionNotMet", PreconditionFailed),
+        (foreign.PreconditionError, "PreconditionFailed", PreconditionFailed),
+    ],
+)
+def test_a_refused_condition_is_one_whatever_its_code(theirs, code, kind):
+    assert type(translate(theirs(f"<Code>{code}</Code>"), "put", URL)) is kind
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""S3's unfinished multipart uploads, through boto3: obstore neither lists them nor aborts those of others."""
+"""What obstore cannot ask S3, through boto3: unfinished uploads, and where a bucket is."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import botocore.exceptions
 from botocore.config import Config
 
-from ckpt_cloud.errors import NotFound
 from ckpt_cloud.format.layout import join
 from ckpt_cloud.options import StoreOptions
-from ckpt_cloud.stores import aws
+from ckpt_cloud.stores import aws, aws_errors
 from ckpt_cloud.stores.aws_errors import translated
 from ckpt_cloud.stores.base import UnfinishedUpload
+from ckpt_cloud.stores.foreign_errors import web_page
 from ckpt_cloud.stores.location import Location
 from ckpt_cloud.workers import in_thread
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from botocore.session import Session
 
 
-class S3Uploads:
-    """Unfinished uploads under one location; a client is made when it is first needed."""
+class BesideS3:
+    """Requests about one location that are seldom needed; a client is made when one is."""
 
     def __init__(self, chain: Session, location: Location, options: StoreOptions, *, endpoint: str | None) -> None:
         self._chain = chain
@@ -30,13 +30,41 @@ class S3Uploads:
         self._options = options
         self._endpoint = endpoint
 
-    async def list(self, prefix: str) -> Sequence[UnfinishedUpload]:
+    async def list_uploads(self, prefix: str) -> Sequence[UnfinishedUpload]:
         """ListMultipartUploads, all pages."""
         return await in_thread(lambda: list(self._list(prefix)))
 
-    async def abort(self, upload: UnfinishedUpload) -> None:
+    async def abort_upload(self, upload: UnfinishedUpload) -> None:
         """AbortMultipartUpload; one that is gone is not missed."""
         await in_thread(self._abort, upload)
+
+    async def check_listing(self) -> None:
+        """Asks for a listing that seems empty once more, since anything but a listing reads as one to obstore.
+
+        Raises:
+            StoreUnavailable: it is none, such as a proxy's page.
+        """
+        await in_thread(self._check_listing)
+
+    def _check_listing(self) -> None:
+        with translated("list", self._location.url):
+            answer = self._client().list_objects_v2(Bucket=self._location.bucket, MaxKeys=1, **self._payer())
+        if aws_errors.is_no_listing(answer):
+            raise web_page(200, "list", self._location.url)
+
+    async def region(self) -> str | None:
+        """HeadBucket, whose answer names the bucket's region even where it is a refusal."""
+        return await in_thread(self._region)
+
+    def _region(self) -> str | None:
+        try:
+            answer = self._client().head_bucket(Bucket=self._location.bucket)
+        except botocore.exceptions.ClientError as error:
+            answer = error.response
+        except botocore.exceptions.BotoCoreError:
+            return None
+        headers: dict[str, str] = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        return headers.get("x-amz-bucket-region")
 
     def _list(self, prefix: str) -> Iterator[UnfinishedUpload]:
         root = self._location.path
@@ -50,13 +78,14 @@ class S3Uploads:
 
     def _abort(self, upload: UnfinishedUpload) -> None:
         key = join(self._location.path, upload.key)
-        try:
-            with translated("abort upload", f"{self._location.url}/{upload.key}"):
-                self._client().abort_multipart_upload(
+        client = self._client()
+        with translated("abort upload", f"{self._location.url}/{upload.key}"):
+            try:
+                client.abort_multipart_upload(
                     Bucket=self._location.bucket, Key=key, UploadId=upload.id, **self._payer()
                 )
-        except NotFound:
-            pass
+            except client.exceptions.NoSuchUpload:
+                pass
 
     def _payer(self) -> dict[str, str]:
         return {"RequestPayer": "requester"} if self._options.requester_pays else {}

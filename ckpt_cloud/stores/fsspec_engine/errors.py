@@ -1,0 +1,215 @@
+"""What filesystems raise, to ours: one function per library, each with its table, the most specific type first.
+
+A library is imported when its own function is first asked, by which time its filesystem is there.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from ckpt_cloud.errors import (
+    AlreadyExists,
+    BucketNotFound,
+    CkptCloudError,
+    InvalidURL,
+    MissingCredentials,
+    NotFound,
+    PermissionDenied,
+    PreconditionFailed,
+    RequestRefused,
+    StoreUnavailable,
+    Throttled,
+    Unsupported,
+    redacted,
+)
+from ckpt_cloud.stores.foreign_errors import BY_CODE
+
+Translate = Callable[[Exception, str, str], CkptCloudError | None]
+"""Our error for a library's, an operation and a URL; None for one that is nobody's answer, such as a `TypeError`."""
+_Row = tuple[type[BaseException] | tuple[type[BaseException], ...], type[CkptCloudError], str, str]
+
+_AGAIN = "check the endpoint and the network, then try again"
+_BUCKET_HINT = BY_CODE["NoSuchBucket"][2]
+_NO_ANSWER = "no answer (refused, reset or timed out)"
+_GOOGLE_HINT = (
+    "check the credentials (gcloud auth application-default login, GOOGLE_APPLICATION_CREDENTIALS) and that they "
+    "allow storage.objects.get, create, delete and list here"
+)
+_AZURE_HINT = (
+    "check the key, the SAS token or the identity, and that it has the role Storage Blob Data Contributor here; "
+    "AZURE_STORAGE_CONNECTION_STRING, when set, comes first"
+)
+
+_AZURE_CODES: dict[str, tuple[type[CkptCloudError], str, str]] = {
+    "ContainerNotFound": (BucketNotFound, "the container does not exist", _BUCKET_HINT),
+    "ContainerBeingDeleted": (BucketNotFound, "the container is being deleted", _BUCKET_HINT),
+    "BlobNotFound": (NotFound, "no such object", ""),
+    "BlobAlreadyExists": (AlreadyExists, "an object is already there", ""),
+    "ConditionNotMet": (PreconditionFailed, "the object is another version", ""),
+    "TargetConditionNotMet": (PreconditionFailed, "the object is another version", ""),
+    "AuthenticationFailed": (PermissionDenied, "the store does not accept the credentials", _AZURE_HINT),
+    "InvalidAuthenticationInfo": (PermissionDenied, "the store does not accept the credentials", _AZURE_HINT),
+    "NoAuthenticationInformation": (PermissionDenied, "the request has no credentials", _AZURE_HINT),
+    "AuthorizationFailure": (PermissionDenied, "access denied", _AZURE_HINT),
+    "AuthorizationPermissionMismatch": (PermissionDenied, "access denied", _AZURE_HINT),
+    "InsufficientAccountPermissions": (PermissionDenied, "access denied", _AZURE_HINT),
+    "PublicAccessNotPermitted": (PermissionDenied, "the container is not public", _AZURE_HINT),
+    "InvalidResourceName": (InvalidURL, "the store does not accept this name", "correct the URL"),
+    "ServerBusy": (Throttled, "the store asks for fewer requests", "lower max_requests"),
+    "InvalidBlockList": (StoreUnavailable, "blocks of the upload are gone", "try again"),
+    "OperationTimedOut": (StoreUnavailable, "the store took too long", "try again"),
+    "InternalError": (StoreUnavailable, "the store failed", "try again"),
+    "FeatureVersionMismatch": (Unsupported, "the store does not implement this request", ""),
+}
+
+_OF_FILES: tuple[_Row, ...] = (
+    (FileNotFoundError, NotFound, "no such object", ""),
+    (FileExistsError, AlreadyExists, "an object is already there", ""),
+    (PermissionError, PermissionDenied, "permission denied", "check the credentials, or the owner and mode"),
+    (
+        (IsADirectoryError, NotADirectoryError),
+        RequestRefused,
+        "a directory is where an object should be, or below one",
+        "",
+    ),
+    (NotImplementedError, Unsupported, "the filesystem does not support this operation", ""),
+)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
+_MISTAKES = (TypeError, AttributeError, NameError, LookupError, AssertionError, ImportError, MemoryError)
+"""What code raises that is wrong, rather than a store that is."""
+
+
+@contextmanager
+def translated(operation: str, url: str, translate: Translate) -> Iterator[None]:
+    """Raises our error for whatever a filesystem raises inside, naming `operation` and `url`."""
+    try:
+        yield
+    except CkptCloudError:
+        raise
+    except Exception as error:
+        ours = translate(error, operation, url)
+        if ours is None:
+            raise
+        # The store's own words; the cause itself may hold what must not be pickled. Azure's further lines hold
+        # signatures, and the first says it all.
+        said = redacted(str(error).strip().partition("\n")[0])[:500]
+        ours.add_note(f"the store said: {type(error).__name__}: {said}")
+        raise ours from None
+
+
+def of_files(error: Exception, operation: str, url: str) -> CkptCloudError | None:
+    """For filesystems at large, which agree on Python's own types."""
+    if isinstance(error, TimeoutError):
+        return StoreUnavailable(f"{operation}: no answer in time", url, _AGAIN)
+    found = _first(_OF_FILES, error, operation, url)
+    if found is not None or isinstance(error, _MISTAKES):
+        return found
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return RequestRefused(f"{operation}: {error.strerror}", url, "see the note, and make room if it says so")
+    if isinstance(error, ValueError) and not isinstance(error, OSError):
+        return RequestRefused(f"{operation}: the filesystem does not take the request", url)
+    # Not knowing what it means, nothing may be concluded from it: a write may have landed.
+    return StoreUnavailable(f"{operation}: {_NO_ANSWER}", url, _AGAIN)
+
+
+def of_s3(error: Exception, operation: str, url: str) -> CkptCloudError | None:
+    """For s3fs: botocore's errors, and aiohttp's where a body breaks off."""
+    import botocore.exceptions as foreign
+
+    from ckpt_cloud.stores import aws_errors
+
+    if isinstance(error, foreign.ClientError):
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        if code not in BY_CODE and (status in (401, 403, 412, 501) or code == "PreconditionFailed"):
+            return by_status(
+                412 if code == "PreconditionFailed" else status, operation, url, BY_CODE["AccessDenied"][2]
+            )
+        return aws_errors.translate(error, operation, url)
+    if isinstance(error, foreign.SSLError):
+        return aws_errors.translate(error, operation, url)
+    if isinstance(error, foreign.HTTPClientError | foreign.ConnectionError | foreign.IncompleteReadError):
+        return StoreUnavailable(f"{operation}: {_NO_ANSWER}", url, _AGAIN)
+    if isinstance(error, foreign.ParamValidationError):
+        return RequestRefused(f"{operation}: not a valid request", url, "correct the URL")
+    if isinstance(error, foreign.BotoCoreError):
+        return aws_errors.translate(error, operation, url)
+    return of_files(error, operation, url)
+
+
+def of_gcs(error: Exception, operation: str, url: str) -> CkptCloudError | None:
+    """For gcsfs, which gives 404, 412 and 403 Python's own types, and a code to the rest."""
+    from gcsfs.retry import HttpError
+
+    if isinstance(error, HttpError) and str(error.code).isdigit():
+        return by_status(int(error.code), operation, url, _GOOGLE_HINT)
+    if isinstance(error, FileExistsError):
+        return PreconditionFailed(f"{operation}: the object is another version", url)
+    found = _first(_google(), error, operation, url)
+    if found is not None:
+        return found
+    if type(error) is OSError and error.errno is None:
+        # gcsfs raises it bare for 403, and for nothing else in a single request.
+        return PermissionDenied(f"{operation}: access denied", url, _GOOGLE_HINT)
+    return of_files(error, operation, url)
+
+
+@cache
+def _google() -> tuple[_Row, ...]:
+    import requests.exceptions
+    from aiohttp import ClientError
+    from gcsfs.retry import NonRetryableError
+    from google.auth import exceptions as auth
+
+    lost = "no usable Google credentials"
+    return (
+        (requests.exceptions.RequestException, StoreUnavailable, _NO_ANSWER, _AGAIN),
+        (ClientError, StoreUnavailable, _NO_ANSWER, _AGAIN),
+        (auth.TransportError, StoreUnavailable, "no answer from the token server", _AGAIN),
+        ((auth.GoogleAuthError, NonRetryableError), MissingCredentials, lost, _GOOGLE_HINT),
+    )
+
+
+def of_azure(error: Exception, operation: str, url: str) -> CkptCloudError | None:
+    """For adlfs: the service's code, then azure-core's type, then the status."""
+    from azure.core import exceptions as foreign
+
+    if isinstance(error, foreign.HttpResponseError) and error.response is not None:
+        code = str(getattr(getattr(error, "error_code", ""), "value", getattr(error, "error_code", "")))
+        if code in _AZURE_CODES:
+            kind, message, hint = _AZURE_CODES[code]
+            return kind(f"{operation}: {message} ({code})", url, hint)
+        return by_status(int(error.status_code or 0), operation, url, _AZURE_HINT)
+    rows: tuple[_Row, ...] = (
+        (foreign.ClientAuthenticationError, MissingCredentials, "no usable Azure credentials", _AZURE_HINT),
+        (foreign.AzureError, StoreUnavailable, _NO_ANSWER, _AGAIN),
+    )
+    return _first(rows, error, operation, url) or of_files(error, operation, url)
+
+
+def by_status(status: int, operation: str, url: str, permission_hint: str) -> CkptCloudError:
+    """For an answer of which only the HTTP status is known."""
+    known: dict[int, tuple[type[CkptCloudError], str, str]] = {
+        401: (PermissionDenied, "the store does not accept the credentials", permission_hint),
+        403: (PermissionDenied, "access denied", permission_hint),
+        404: (NotFound, "no such object", ""),
+        412: (PreconditionFailed, "the object is another version", ""),
+        429: (Throttled, "the store asks for fewer requests", "lower max_requests, or spread the prefixes"),
+        501: (Unsupported, "the store does not implement this request", ""),
+    }
+    if status in known:
+        kind, message, hint = known[status]
+        return kind(f"{operation}: {message}", url, hint)
+    if 400 <= status < 500 and status not in (408, 409):
+        return RequestRefused(f"{operation}: the store answered {status}", url)
+    return StoreUnavailable(f"{operation}: the store answered {status}", url, "try again")
+
+
+def _first(rows: tuple[_Row, ...], error: Exception, operation: str, url: str) -> CkptCloudError | None:
+    for theirs, kind, message, hint in rows:
+        if isinstance(error, theirs):
+            return kind(f"{operation}: {message}", url, hint)
+    return None

@@ -1,0 +1,128 @@
+"""Between us and the store: certificates, authorities of one's own, proxies, and names that nobody knows."""
+
+import datetime as dt
+import ipaddress
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from ckpt_cloud.errors import CkptCloudError, FixRequest, StoreUnavailable, UntrustedServer
+from ckpt_cloud.options import RetryOptions, StoreOptions
+from ckpt_cloud.stores import open_store, parse_url
+from tests.faults import server as faults
+from tests.faults.server import FaultServer
+
+pytestmark = pytest.mark.timeout(60)
+
+QUICK = RetryOptions(max_retries=2, max_backoff_s=0.05)
+
+
+def certificate(folder, name, *, days=1):
+    """A certificate and its own authority in one, for 127.0.0.1 or another name; paths of it and of its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    begins = dt.datetime.now(dt.UTC) - dt.timedelta(days=2)
+    alternative = x509.IPAddress(ipaddress.ip_address(name)) if name[0].isdigit() else x509.DNSName(name)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begins)
+        .not_valid_after(begins + dt.timedelta(days=2 + days))
+        .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    cert_path, key_path = folder / f"{name}-{days}.pem", folder / f"{name}-{days}.key"
+    cert_path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    form = serialization.PrivateFormat.PKCS8
+    key_path.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+    return cert_path, key_path
+
+
+@pytest.fixture
+def secure(tmp_path, monkeypatch, nobodys_cloud):
+    """An HTTPS server whose authority nobody knows."""
+    cert, key = certificate(tmp_path, "127.0.0.1")
+    with FaultServer(tls=faults.server_context(cert, key)) as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        server.create_bucket("bucket")
+        server.cert = cert
+        yield server
+
+
+def opened(engine, **options):
+    return open_store(parse_url("s3://bucket/run"), StoreOptions(engine=engine, retry=QUICK, **options))
+
+
+async def test_an_unknown_authority_is_refused_at_once(secure, engine):
+    store = opened(engine)
+    for request in (lambda: store.put("k", b"x"), lambda: store.get("k", limit=1), store.list_children):
+        with pytest.raises(UntrustedServer) as refused:
+            await request()
+        assert "ca_bundle" in refused.value.hint
+        assert isinstance(refused.value, FixRequest), "waiting does not help"
+    assert secure.requests == []
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+async def test_an_authority_of_ones_own(secure, engine, how, monkeypatch):
+    if how == "environment":
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(secure.cert))
+        store = opened(engine)
+    else:
+        store = opened(engine, ca_bundle=str(secure.cert))
+    await store.put("k", b"x")
+    assert (await store.get("k", limit=1))[0] == b"x"
+    assert await store.list_uploads() == []
+
+
+async def test_a_certificate_for_another_name(tmp_path, engine, nobodys_cloud, monkeypatch):
+    cert, key = certificate(tmp_path, "other.example")
+    with FaultServer(tls=faults.server_context(cert, key)) as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UntrustedServer):
+            await opened(engine, ca_bundle=str(cert)).get("k", limit=1)
+
+
+async def test_plain_text_where_tls_was_expected(server, engine):
+    with pytest.raises(StoreUnavailable):
+        await opened(engine, endpoint_url=server.url.replace("http:", "https:")).get("k", limit=1)
+
+
+async def test_a_name_that_nobody_knows(engine, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")
+    with pytest.raises(StoreUnavailable) as failure:
+        await opened(engine, endpoint_url="http://no-such-host.invalid").get("k", limit=1)
+    assert "endpoint" in failure.value.hint
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+async def test_a_proxy(server, engine, how, monkeypatch):
+    """The fault server answers as a forward proxy too: it does not care which host is asked for."""
+    server.create_bucket("bucket")
+    options = {"endpoint_url": "http://s3.example.test"}
+    if how == "argument":
+        options["proxy_url"] = server.url
+    else:
+        monkeypatch.setenv("HTTP_PROXY", server.url)
+        monkeypatch.setenv("http_proxy", server.url)
+    store = opened(engine, **options)
+    await store.put("k", b"x")
+    assert (await store.get("k", limit=1))[0] == b"x"
+    assert server.requests[0].headers["host"] == "s3.example.test"
+
+
+async def test_a_proxy_that_answers_for_itself(server, engine):
+    server.fault(faults.page(200))
+    store = opened(engine, endpoint_url="http://s3.example.test", proxy_url=server.url)
+    for request in (lambda: store.get_range("k", 0, 1000), store.list_children):
+        with pytest.raises(CkptCloudError):
+            await request()
