@@ -46,9 +46,16 @@ async def read_register(store: ObjectStore, *, under: str = "") -> Seen:
     """The register of the checkpoint at `store`, or at the path `under` below it; or that there is none.
 
     Raises:
-        CorruptCommit, Unsupported: it cannot be understood.
+        CorruptCommit, Unsupported: it cannot be understood, twice.
     """
-    key = join(under, COMMIT_KEY)
+    try:
+        return await _read_register(store, join(under, COMMIT_KEY))
+    except CorruptCommit:
+        # Damage that happened on the way is gone the second time.
+        return await _read_register(store, join(under, COMMIT_KEY))
+
+
+async def _read_register(store: ObjectStore, key: str) -> Seen:
     try:
         async with asyncio.timeout(_REGISTER_TIMEOUT_S):
             data, info = await store.get(key, limit=registers.MAX_BYTES)
@@ -97,16 +104,25 @@ async def open_manifest(store: ObjectStore) -> tuple[ManifestRef, bytes]:
         CheckpointPerRank: only checkpoints of single ranks.
         CorruptManifest: the manifest is gone.
     """
+    try:
+        return await _open_manifest(store)
+    except CorruptManifest:
+        # A bit that flipped on the way, in COMMIT or in the manifest, is right the second time.
+        return await _open_manifest(store)
+
+
+async def _open_manifest(store: ObjectStore) -> tuple[ManifestRef, bytes]:
     register = (await read_register(store)).register
     if register is None:
         raise await _nothing_here(store)
     if register.manifest is None:
         raise CheckpointDeleted(f"the checkpoint is {register.state}", store.url, "load another one")
+    where = f"{store.url}/{register.manifest.key}"
     try:
         data, _ = await store.get(register.manifest.key, limit=_MANIFEST_LIMIT)
     except NotFound:
-        where = f"{store.url}/{register.manifest.key}"
         raise CorruptManifest("the manifest that COMMIT names is gone", where, "load an earlier checkpoint") from None
+    manifests.check(data, register.manifest, where)
     return register.manifest, data
 
 

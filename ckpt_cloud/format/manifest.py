@@ -113,14 +113,23 @@ def reference(key: str, data: bytes) -> ManifestRef:
     return ManifestRef(key, len(data), hashlib.sha256(data).hexdigest())
 
 
+def check(data: bytes, expected: ManifestRef, url: str) -> None:
+    """Holds `data` against what `COMMIT` says of it.
+
+    Raises:
+        CorruptManifest: its size or digest differs.
+    """
+    if len(data) != expected.size or hashlib.sha256(data).hexdigest() != expected.sha256:
+        raise CorruptManifest("the manifest is not the one that COMMIT names: its size or SHA-256 differs", url)
+
+
 def decode(data: bytes, expected: ManifestRef, url: str) -> Manifest:
     """The manifest in `data`, after its size, digest, magic, keys and checksum tables were checked.
 
     Raises:
         CorruptManifest: any of them is wrong.
     """
-    if len(data) != expected.size or hashlib.sha256(data).hexdigest() != expected.sha256:
-        raise CorruptManifest("the manifest is not the one that COMMIT names: its size or SHA-256 differs", url)
+    check(data, expected, url)
     if data[: len(MAGIC)] != MAGIC:
         raise CorruptManifest("the manifest has an unknown magic", url)
     try:

@@ -20,7 +20,7 @@ _HINT = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or log in (aws sso login), or give the process "
     "a role; pass anonymous=True for a public bucket"
 )
-_REFRESH_EVERY = timedelta(minutes=5)
+REFRESH_EVERY = timedelta(minutes=5)
 
 
 class CredentialProvider:
@@ -35,7 +35,7 @@ class CredentialProvider:
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
             "token": frozen.token,
-            "expires_at": datetime.now(UTC) + _REFRESH_EVERY,
+            "expires_at": datetime.now(UTC) + REFRESH_EVERY,
         }
 
 

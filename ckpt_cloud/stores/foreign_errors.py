@@ -83,6 +83,7 @@ BY_CODE: dict[str, tuple[type[CkptCloudError], str, str]] = {
     "NotImplemented": (Unsupported, "the store does not implement this request", ""),
     "BadDigest": (StoreUnavailable, "the bytes changed on their way to the store", "try again"),
     "XAmzContentChecksumMismatch": (StoreUnavailable, "the bytes changed on their way to the store", "try again"),
+    "XAmzContentSHA256Mismatch": (StoreUnavailable, "the bytes changed on their way to the store", "try again"),
     "InternalError": (StoreUnavailable, "the store failed", "try again"),
     # Azure's, https://learn.microsoft.com/rest/api/storageservices/blob-service-error-codes
     "ContainerNotFound": (BucketNotFound, "the container does not exist", _BUCKET_HINT),

@@ -93,6 +93,14 @@ def test_a_load_comes_through(server, engine, act):
     assert fault.hits == 1
 
 
+@pytest.mark.parametrize("key", ["*COMMIT", "*manifest"])
+def test_a_flipped_bit_on_the_way_is_read_again(server, engine, key):
+    save(engine)
+    fault = server.fault(faults.flipped, method="GET", key=key, times=1)
+    check(engine)
+    assert fault.hits == 1
+
+
 @pytest.mark.parametrize("act", [faults.flipped, faults.another_range], ids=["bit-flip", "wrong-range"])
 def test_bytes_that_are_wrong_twice_are_never_a_tensor(server, engine, act):
     save(engine)

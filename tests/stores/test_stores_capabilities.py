@@ -15,18 +15,18 @@ from ckpt_cloud.stores import capabilities, open_store, parse_url
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
 
-@pytest.fixture
-def careless_url(rclone, monkeypatch):
-    """A URL on a server that takes every write, whatever its conditions."""
+@pytest.fixture(params=["s3", "fsspec+s3"], ids=["native", "fsspec"])
+def careless_url(request, rclone, monkeypatch):
+    """A URL on a server that takes every write, whatever its conditions, for each engine."""
     for name, value in rclone.env.items():
         monkeypatch.setenv(name, value)
     bucket = f"bucket-{secrets.token_hex(4)}"
     rclone.create_bucket(bucket)
-    return f"s3://{bucket}/run"
+    return f"{request.param}://{bucket}/run"
 
 
 def keys(url):
-    bucket = url.removeprefix("s3://").partition("/")[0]
+    bucket = parse_url(url).bucket
     return [
         entry["Key"]
         for entry in boto3.session.Session().client("s3").list_objects_v2(Bucket=bucket).get("Contents", [])
