@@ -55,8 +55,11 @@ def open_gcs(location: Location, options: StoreOptions) -> NativeStore:
     if endpoint:
         config["base_url"] = endpoint
     provider: Any = None
-    if google_settings.unsigned(options):
+    if options.anonymous:
         config["skip_signature"] = True
+    elif google_settings.unsigned(options):
+        # Asked to sign nothing, obstore still wants a token for writes.
+        provider = google_settings.for_emulators
     else:
         provider = google_settings.CredentialProvider(google_settings.credentials(options, location.url))
 

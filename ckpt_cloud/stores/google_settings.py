@@ -65,6 +65,11 @@ def credentials(options: StoreOptions, url: str) -> Credentials:
         raise FixRequest(f"the credentials file cannot be read: {error.strerror}", url, _HINT) from None
 
 
+def for_emulators() -> dict[str, Any]:
+    """A token that only an emulator takes."""
+    return {"token": "emulator", "expires_at": None}
+
+
 class CredentialProvider:
     """Gives obstore a token, renewed when it runs out, so that a long save outlives it."""
 

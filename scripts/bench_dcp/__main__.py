@@ -18,6 +18,8 @@ import localstack
 from bench_dcp.backends import BACKENDS
 from bench_dcp.states import STATES
 
+SCHEMES = {"seaweedfs": "s3", "azurite": "az", "fake-gcs": "gs"}
+"""Local servers that survive a gigabyte."""
 Figures = dict[tuple[str, str], list[dict[str, float]]]
 
 
@@ -27,25 +29,26 @@ def main() -> None:
     parser.add_argument("--state", choices=sorted(STATES), default="llama")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--backends", default="ckpt_cloud,fsspec", help="the first is compared with the others")
-    parser.add_argument("--url", help="an existing s3://bucket/prefix instead of a local SeaweedFS")
+    parser.add_argument("--server", choices=sorted(SCHEMES), default="seaweedfs", help="the local server to start")
+    parser.add_argument("--url", help="an existing s3://bucket/prefix instead of a local server")
     args = parser.parse_args()
     backends = args.backends.split(",")
     if unknown := set(backends) - set(BACKENDS):
         parser.error(f"unknown backends {', '.join(sorted(unknown))}; known are {', '.join(sorted(BACKENDS))}")
-    with place(args.url) as root:
+    with place(args.url, args.server) as root:
         print_table(measure(root, backends, args.state, args.rounds), backends)
 
 
 @contextlib.contextmanager
-def place(url: str | None) -> Iterator[str]:
-    """Where to save: the given URL, or a bucket on a SeaweedFS of our own."""
+def place(url: str | None, name: str) -> Iterator[str]:
+    """Where to save: the given URL, or a bucket on a server of our own."""
     if url is not None:
         yield url.rstrip("/")
         return
-    with localstack.start("seaweedfs") as server:
+    with localstack.start(name) as server:
         server.create_bucket("bench")
         os.environ.update(server.env)
-        yield "s3://bench/run"
+        yield f"{SCHEMES[name]}://bench/run"
 
 
 def measure(root: str, backends: list[str], state: str, rounds: int) -> Figures:

@@ -96,6 +96,9 @@ class Dialect:
 
     def _condition(self, request):
         here = self.objects.get(f"{request.bucket}/{request.key}")
+        generation = request.headers.get("x-goog-if-generation-match")
+        if generation is not None:
+            return None if generation == _generation(here) else refusal(412, "PreconditionFailed")
         if request.headers.get("if-none-match") == "*" and here:
             return refusal(412, "PreconditionFailed")
         expected = request.headers.get("if-match")
@@ -106,7 +109,8 @@ class Dialect:
     def _store(self, request, data):
         e_tag = _e_tag(data, next(self._numbers))
         self.objects[f"{request.bucket}/{request.key}"] = (data, e_tag, time.time())
-        return Answer(200, headers={"ETag": e_tag})
+        here = self.objects[f"{request.bucket}/{request.key}"]
+        return Answer(200, headers={"ETag": e_tag, "x-goog-generation": _generation(here)})
 
     def _get(self, request):
         here = self.objects.get(f"{request.bucket}/{request.key}")
@@ -116,6 +120,7 @@ class Dialect:
         if request.headers.get("if-match", e_tag) != e_tag:
             return refusal(412, "PreconditionFailed")
         headers = {"ETag": e_tag, "Last-Modified": formatdate(modified, usegmt=True), "Accept-Ranges": "bytes"}
+        headers["x-goog-generation"] = _generation(here)
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
         if not wanted:
             return Answer(200, data, headers)
@@ -145,11 +150,18 @@ class Dialect:
         assert numbers == sorted(parts), "the parts that were uploaded, in order"
         stored = self._store(request, b"".join(parts[number] for number in numbers))
         e_tag = escape(stored.headers["ETag"])
-        return self._xml("CompleteMultipartUploadResult", f"<ETag>{e_tag}</ETag>")
+        done = self._xml("CompleteMultipartUploadResult", f"<ETag>{e_tag}</ETag>")
+        done.headers["x-goog-generation"] = stored.headers["x-goog-generation"]
+        return done
 
     @staticmethod
     def _xml(root, inside):
         return Answer(200, f"{_XML}<{root}>{inside}</{root}>".encode(), {"Content-Type": "application/xml"})
+
+
+def _generation(stored):
+    """Google's number of a version; 0 for nothing."""
+    return stored[1].strip('"').rpartition("-")[2] if stored else "0"
 
 
 def _e_tag(data, number):
