@@ -23,10 +23,10 @@ def list_uploads(
     """Unfinished uploads below `root` that began longer than `older_than` ago, oldest first.
 
     On S3 these are multipart uploads, on Google Cloud Storage the components of objects that were never composed, on
-    local disks temporary files.
+    Azure blobs none of whose blocks were committed, on local disks temporary files.
 
     Raises:
-        Unsupported: the store does not tell (Azure, which drops what was never committed after a week).
+        Unsupported: the store does not tell (Google's by the native engine), or the library that asks is missing.
     """
     return bridge.run(_list(_opened(root, store), older_than))
 

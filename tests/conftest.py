@@ -3,7 +3,9 @@
 import os
 import secrets
 from contextlib import ExitStack
+from types import SimpleNamespace
 
+import boto3
 import pytest
 from hypothesis import settings
 
@@ -90,6 +92,19 @@ def fake_gcs():
 def azurite():
     """An Azure Blob server, shared by the whole session."""
     yield from running("azurite")
+
+
+@pytest.fixture
+def moto_in_process(checkpoint_url, ckpt_cloud_s3_port):
+    """The S3 server of our own pytest plug-in, a thread of this process, in the form of localstack's servers."""
+    endpoint = f"http://127.0.0.1:{ckpt_cloud_s3_port}"
+    client = boto3.session.Session().client("s3", endpoint_url=endpoint)
+    return SimpleNamespace(
+        name="moto in process",
+        env={name: value for name, value in os.environ.items() if name.startswith("AWS_")},
+        endpoint_url=endpoint,
+        create_bucket=lambda bucket: client.create_bucket(Bucket=bucket),
+    )
 
 
 @pytest.fixture(params=["seaweedfs", "moto"])

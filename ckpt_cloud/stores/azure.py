@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from obstore.store import AzureStore as ObstoreAzure
@@ -11,9 +12,9 @@ from ckpt_cloud.errors import Unsupported
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores import azure_settings
 from ckpt_cloud.stores.azure_settings import Account
-from ckpt_cloud.stores.base import UnfinishedUpload
+from ckpt_cloud.stores.base import ObjectStore, UnfinishedUpload
 from ckpt_cloud.stores.location import Location
-from ckpt_cloud.stores.native import NativeStore
+from ckpt_cloud.stores.native import Clients, NativeStore
 from ckpt_cloud.stores.obstore_clients import clients
 
 if TYPE_CHECKING:
@@ -22,11 +23,10 @@ if TYPE_CHECKING:
 MAX_BLOCKS = 50_000
 MAX_BLOCK_BYTES = 4000 << 20
 """https://learn.microsoft.com/azure/storage/blobs/scalability-targets."""
-_EXPIRY = "Azure drops blocks that were never committed by itself, a week after the last of them was written"
 
 
 class AzureStore(NativeStore):
-    """Blocks that nobody commits expire by themselves, and no request lists or drops those of others."""
+    """With Azure's own library beside obstore, which knows nothing of blocks that others never committed."""
 
     max_parts = MAX_BLOCKS
     max_part_bytes = MAX_BLOCK_BYTES
@@ -36,13 +36,22 @@ class AzureStore(NativeStore):
         bare = (meta["e_tag"] or "").strip('"')
         return f'"{bare}"' if bare else None
 
+    def __init__(self, clients: Clients, location: Location, options: StoreOptions, *, probed_as: str) -> None:
+        super().__init__(clients, location.path, location.url, probed_as=probed_as)
+        self._location = location
+        self._options = options
+
     async def list_uploads(self, prefix: str = "") -> Sequence[UnfinishedUpload]:
-        del prefix
-        raise Unsupported("unfinished uploads are not listed on Azure", self.url, _EXPIRY)
+        return await self._beside.list_uploads(prefix)
 
     async def abort_upload(self, upload: UnfinishedUpload) -> None:
-        del upload
-        raise Unsupported("unfinished uploads cannot be aborted on Azure", self.url, _EXPIRY)
+        await self._beside.abort_upload(upload)
+
+    @cached_property
+    def _beside(self) -> ObjectStore:
+        from ckpt_cloud.stores.fsspec_engine import open_fsspec
+
+        return open_fsspec(self._location, self._options)
 
 
 def open_azure(location: Location, options: StoreOptions) -> NativeStore:
@@ -62,7 +71,7 @@ def open_azure(location: Location, options: StoreOptions) -> NativeStore:
         )
 
     made = clients(make, options, endpoint=account.endpoint, ca=options.ca_bundle)
-    return AzureStore(made, location.path, location.url, probed_as=f"{account.endpoint} {location.bucket}")
+    return AzureStore(made, location, options, probed_as=f"{account.endpoint} {location.bucket}")
 
 
 def _config(account: Account, options: StoreOptions) -> AzureConfig:

@@ -1,5 +1,6 @@
 """Between us and the store: certificates, authorities of one's own, proxies, and names that nobody knows."""
 
+import contextlib
 import datetime as dt
 import ipaddress
 
@@ -126,3 +127,47 @@ async def test_a_proxy_that_answers_for_itself(server, engine):
     for request in (lambda: store.get_range("k", 0, 1000), store.list_children):
         with pytest.raises(CkptCloudError):
             await request()
+
+
+CLOUDS = {
+    "gcs": ("gs://bucket/run", {"access_token": "hunter2"}),
+    "azure": ("az://bucket/run", {"account_name": "acme", "account_key": "aHVudGVyMg=="}),
+}
+
+
+@pytest.fixture(params=CLOUDS)
+def cloud(request, engine):
+    """Opens a store of another cloud's dialect, which our server does not speak, but whose requests it sees."""
+    url, keys = CLOUDS[request.param]
+
+    def cloud(endpoint, **options):
+        path = "/acme" if request.param == "azure" else ""
+        given = {**keys, **options, "endpoint_url": f"{endpoint}{path}", "engine": engine}
+        return open_store(parse_url(url), StoreOptions(retry=RetryOptions(max_retries=0), **given))
+
+    return cloud
+
+
+async def test_an_unknown_authority_on_other_clouds(secure, cloud):
+    with pytest.raises(UntrustedServer):
+        await cloud(secure.url).put("k", b"x")
+    assert secure.requests == []
+
+
+async def test_an_authority_of_ones_own_on_other_clouds(secure, cloud):
+    with contextlib.suppress(CkptCloudError):
+        await cloud(secure.url, ca_bundle=str(secure.cert)).put("k", b"x")
+    assert secure.requests
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+async def test_a_proxy_on_other_clouds(server, cloud, how, monkeypatch):
+    options = {}
+    if how == "argument":
+        options["proxy_url"] = server.url
+    else:
+        monkeypatch.setenv("HTTP_PROXY", server.url)
+        monkeypatch.setenv("http_proxy", server.url)
+    with contextlib.suppress(CkptCloudError):
+        await cloud("http://store.example.test", **options).put("k", b"x")
+    assert server.requests[0].headers["host"] == "store.example.test"

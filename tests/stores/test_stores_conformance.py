@@ -201,6 +201,12 @@ class TestMoto(S3Conformance):
         return moto_server
 
 
+class TestMotoInProcess(S3Conformance):
+    @pytest.fixture
+    def server(self, moto_in_process):
+        return moto_in_process
+
+
 class TestSeaweedFS(S3Conformance):
     @pytest.fixture
     def server(self, seaweedfs):

@@ -133,6 +133,12 @@ class TestS3fsMoto(S3Conformance):
         return moto_server
 
 
+class TestS3fsMotoInProcess(S3Conformance):
+    @pytest.fixture
+    def server(self, moto_in_process):
+        return moto_in_process
+
+
 class TestS3fsSeaweedFS(S3Conformance):
     @pytest.fixture
     def server(self, seaweedfs):

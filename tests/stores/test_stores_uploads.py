@@ -10,9 +10,12 @@ from datetime import timedelta
 
 import boto3
 import pytest
+from azure.storage.blob import BlobBlock, ContainerClient
 
 import ckpt_cloud
-from ckpt_cloud.errors import InvalidOption, Unsupported
+from ckpt_cloud import bridge
+from ckpt_cloud.errors import InvalidOption
+from ckpt_cloud.stores import open_store, parse_url
 
 ID = "0190b5c4f00e7abc8def0123456789ab"
 
@@ -114,11 +117,34 @@ def test_nothing_is_there(tmp_path):
     assert ckpt_cloud.list_uploads("memory://nothing") == []
 
 
-def test_azure_says_what_becomes_of_them(azurite, monkeypatch):
+@pytest.mark.parametrize("engine", ["native", "fsspec"])
+def test_azure(azurite, monkeypatch, engine):
     for name, value in azurite.env.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(Unsupported, match="by itself, a week"):
-        ckpt_cloud.list_uploads("az://container/run")
+    container = f"container-{secrets.token_hex(4)}"
+    azurite.create_bucket(container)
+    store = ckpt_cloud.StoreOptions(engine=engine)
+    connection = azurite.env["AZURE_STORAGE_CONNECTION_STRING"]
+    with ContainerClient.from_connection_string(connection, container) as client:
+        for key in ("run/step-1/data/a", "run/step-2/data/b", "run-2/data/c"):
+            client.get_blob_client(key).stage_block("QUFBQQ==", b"x" * 100)
+        client.upload_blob("run/step-1/COMMIT", b"committed")
+        client.get_blob_client("run/step-1/COMMIT").stage_block("QUFBQQ==", b"never committed")
+        root = f"az://{container}/run"
+
+        found = ckpt_cloud.list_uploads(root, store=store)
+        assert {upload.key for upload in found} == {"step-1/data/a", "step-2/data/b"}
+        assert all(abs(upload.started_unix_s - time.time()) < 60 for upload in found)
+        assert ckpt_cloud.abort_uploads(root, store=store) == []
+
+        # Completed after it was listed: an object, which must stay.
+        client.get_blob_client("run/step-2/data/b").commit_block_list([BlobBlock("QUFBQQ==")])
+        opened = open_store(parse_url(root), store)
+        for upload in found:
+            bridge.run(opened.abort_upload(upload))
+        everything = {blob.name for blob in client.list_blobs(include=["uncommittedblobs"])}
+        assert everything == {"run/step-1/COMMIT", "run/step-2/data/b", "run-2/data/c"}
+        assert client.get_blob_client("run/step-2/data/b").download_blob().readall() == b"x" * 100
 
 
 def test_a_negative_age():

@@ -5,9 +5,12 @@ from __future__ import annotations
 import secrets
 import urllib.parse
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
-from ckpt_cloud.errors import FixRequest, RangeNotSatisfiable, Unsupported
+from azure.core.exceptions import ResourceExistsError, ResourceModifiedError
+
+from ckpt_cloud.errors import FixRequest, RangeNotSatisfiable
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores import azure_settings
 from ckpt_cloud.stores.base import ANY, CREATE, Condition, ObjectInfo, Replace, UnfinishedUpload
@@ -20,7 +23,8 @@ from ckpt_cloud.stores.location import Location
 
 _ONE_REQUEST = 1 << 20
 """Most bytes that the SDK is given to send as it likes; it copies them, and aiohttp warns of more."""
-_EXPIRY = "Azure drops blocks that were never committed by itself, a week after the last of them was written"
+_UNCOMMITTED = "uncommitted"
+"""Azure has no ids of uploads: a blob has blocks that are committed, and others."""
 _Upload = tuple[str, str]
 
 
@@ -84,8 +88,18 @@ class AzureStore(UploadingStore):
         await (await self._blob(path)).delete_blob(**self._once)
 
     async def _uploads(self, below: str) -> Sequence[UnfinishedUpload]:
-        del below
-        raise Unsupported("unfinished uploads are not listed on Azure", self.url, _EXPIRY)
+        container = await self._container()
+        asked = {"name_starts_with": below or None, **self._once}
+        begun = {item.name: item async for item in container.list_blobs(include=["uncommittedblobs"], **asked)}
+        # In this order, so that one that is committed in between counts as an object.
+        async for item in container.list_blobs(**asked):
+            begun.pop(item.name, None)
+        # Without a time it is new: nobody may think it abandoned.
+        now = datetime.now(UTC)
+        return [
+            UnfinishedUpload(name, _UNCOMMITTED, (item.last_modified or now).timestamp())
+            for name, item in begun.items()
+        ]
 
     async def _begin(self, path: str) -> _Upload:
         return path, secrets.token_hex(8)
@@ -113,11 +127,17 @@ class AzureStore(UploadingStore):
         return _quoted((await blob.commit_block_list(named, **_kept(condition), **self._once))["etag"])
 
     async def _abort(self, upload: _Upload) -> None:
-        """Nothing to do: blocks are invisible, and expire."""
+        """Commits a list of no blocks, which drops all there are, and deletes the blob that this makes.
 
-    async def abort_upload(self, upload: UnfinishedUpload) -> None:
-        del upload
-        raise Unsupported("unfinished uploads cannot be aborted on Azure", self.url, _EXPIRY)
+        Unless there is one by now: then the upload was completed, and is none any more.
+        """
+        path, _ = upload
+        try:
+            e_tag = await self._commit(upload, [], CREATE)
+        except (ResourceExistsError, ResourceModifiedError):
+            return
+        assert e_tag is not None, "Azure names every version"
+        await (await self._blob(path)).delete_blob(**_kept(Replace(e_tag)), **self._once)
 
     async def _blob(self, path: str) -> Any:
         await _send_once(self._fs.service_client)

@@ -6,6 +6,7 @@ A library is imported when its own function is first asked, by which time its fi
 from __future__ import annotations
 
 import errno
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -25,7 +26,7 @@ from ckpt_cloud.errors import (
     Unsupported,
     redacted,
 )
-from ckpt_cloud.stores.foreign_errors import BY_CODE
+from ckpt_cloud.stores.foreign_errors import BY_CODE, untrusted
 
 Translate = Callable[[Exception, str, str], CkptCloudError | None]
 """Our error for a library's, an operation and a URL; None for one that is nobody's answer, such as a `TypeError`."""
@@ -90,7 +91,7 @@ def translated(operation: str, url: str, translate: Translate) -> Iterator[None]
     except CkptCloudError:
         raise
     except Exception as error:
-        ours = translate(error, operation, url)
+        ours = untrusted(operation, url) if _is_certificate(error) else translate(error, operation, url)
         if ours is None:
             raise
         # The store's own words; the cause itself may hold what must not be pickled. Azure's further lines hold
@@ -98,6 +99,15 @@ def translated(operation: str, url: str, translate: Translate) -> Iterator[None]
         said = redacted(str(error).strip().partition("\n")[0])[:500]
         ours.add_note(f"the store said: {type(error).__name__}: {said}")
         raise ours from None
+
+
+def _is_certificate(error: BaseException | None) -> bool:
+    """Whether a TLS handshake over a certificate is what it all began with; each library wraps that its own way."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def of_files(error: Exception, operation: str, url: str) -> CkptCloudError | None:
