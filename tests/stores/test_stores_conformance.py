@@ -6,16 +6,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import boto3
 import obstore
 import pytest
-from azure.storage.blob import ContainerClient
-from botocore.config import Config
 
-from ckpt_cloud.errors import BucketNotFound, CkptCloudError, PermissionDenied, PreconditionFailed, StoreUnavailable
+from ckpt_cloud.errors import CkptCloudError, PreconditionFailed, StoreUnavailable
 from ckpt_cloud.options import RetryOptions, StoreOptions
-from ckpt_cloud.stores import CREATE, Replace, open_store, parse_url
-from tests.stores.conformance import LIMIT, MIB, StoreConformance, listed, stream
+from ckpt_cloud.stores import Replace, open_store, parse_url
+from tests.stores.conformance import StoreConformance, listed
+from tests.stores.server_conformance import AzuriteConformance, S3Conformance, SeaweedFSConformance
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -119,82 +117,6 @@ class TestLocal(StoreConformance):
             assert sum(isinstance(answer, PreconditionFailed) for answer in answers) == 1
 
 
-@pytest.fixture(scope="module")
-def buckets():
-    """One on each server for all its tests."""
-    return {}
-
-
-@pytest.fixture(scope="module")
-def clients():
-    """boto3's, one for each server, since making one takes a while."""
-    return {}
-
-
-class S3Conformance(StoreConformance):
-    """Subclasses give the fixture `server`."""
-
-    @pytest.fixture
-    def bucket(self, server, buckets):
-        if server.name not in buckets:
-            buckets[server.name] = f"conformance-{secrets.token_hex(4)}"
-            server.create_bucket(buckets[server.name])
-        return buckets[server.name]
-
-    @pytest.fixture
-    def place(self, server, bucket, clients, monkeypatch, nobodys_cloud):
-        for name, value in server.env.items():
-            monkeypatch.setenv(name, value)
-        prefix = f"run {secrets.token_hex(4)}/step-1"
-        if server.name not in clients:
-            clients[server.name] = boto3.session.Session().client(
-                "s3", endpoint_url=server.endpoint_url, config=Config(s3={"addressing_style": "path"})
-            )
-        client = clients[server.name]
-
-        def keys():
-            pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
-            return {entry["Key"].removeprefix(f"{prefix}/") for page in pages for entry in page.get("Contents", [])}
-
-        def unfinished():
-            uploads = client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])
-            return [upload["Key"] for upload in uploads if upload["Key"].startswith(prefix)]
-
-        url = f"s3://{bucket}/{prefix}"
-        options = StoreOptions(retry=RetryOptions(max_retries=2, deadline_s=10))
-        return SimpleNamespace(
-            url=url,
-            store=open_store(parse_url(url), options),
-            read=lambda key: client.get_object(Bucket=bucket, Key=f"{prefix}/{key}")["Body"].read(),
-            write=lambda key, data: client.put_object(Bucket=bucket, Key=f"{prefix}/{key}", Body=data),
-            keys=keys,
-            unfinished=unfinished,
-            files=False,
-            fast=False,
-        )
-
-    async def test_neighbours_are_not_listed(self, place, bucket):
-        place.write("k", b"mine")
-        await open_store(parse_url(place.url + "0"), StoreOptions()).put("k", b"the neighbour's")
-        assert await listed(place.store) == ["k"]
-
-    async def test_a_bucket_that_is_not_there(self, place):
-        store = open_store(parse_url("s3://no-such-bucket-anywhere/run"), StoreOptions())
-        requests = [
-            lambda: store.put("k", b"x"),
-            lambda: store.put("k", b"x", CREATE),
-            lambda: store.get("k", limit=LIMIT),
-            lambda: store.get_range("k", 0, 1),
-            store.list_children,
-            lambda: store.put_multipart("k", stream(b"x" * (6 * MIB)), part_size=5 * MIB, concurrency=1),
-        ]
-        for request in requests:
-            with pytest.raises(BucketNotFound) as missing:
-                await request()
-            assert "no-such-bucket-anywhere" in missing.value.url
-            assert "never creates" in missing.value.hint
-
-
 class TestMoto(S3Conformance):
     @pytest.fixture
     def server(self, moto_server):
@@ -207,27 +129,12 @@ class TestMotoInProcess(S3Conformance):
         return moto_in_process
 
 
-class TestSeaweedFS(S3Conformance):
-    @pytest.fixture
-    def server(self, seaweedfs):
-        return seaweedfs
+class TestSeaweedFS(SeaweedFSConformance):
+    pass
 
-    async def test_a_wrong_secret(self, place, monkeypatch):
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")
-        store = open_store(parse_url(place.url), StoreOptions())
-        requests = [lambda: store.get("k", limit=LIMIT), lambda: store.put("k", b"x", CREATE), store.list_children]
-        for request in requests:
-            with pytest.raises(PermissionDenied) as refused:
-                await request()
-            assert "hunter2" not in f"{refused.value!r} {refused.value} {getattr(refused.value, '__notes__', '')}"
 
-    async def test_store_checksums(self, place):
-        options = StoreOptions(store_checksums=True)
-        store = open_store(parse_url(place.url), options)
-        await store.put("small", b"x")
-        await store.put_multipart("big", stream(b"x" * (11 * MIB)), part_size=5 * MIB, concurrency=2)
-        assert len(place.read("big")) == 11 * MIB
-        assert place.read("small") == b"x"
+class TestAzurite(AzuriteConformance):
+    pass
 
 
 async def test_an_unreachable_server_is_reported_within_seconds(monkeypatch):
@@ -241,72 +148,3 @@ async def test_an_unreachable_server_is_reported_within_seconds(monkeypatch):
     assert time.monotonic() - began < 5
     assert failure.value.url == "s3://bucket/run/COMMIT"
     assert "hunter2" not in f"{failure.value!r} {failure.value.__notes__}"
-
-
-class TestAzurite(StoreConformance):
-    @pytest.fixture
-    def container(self, azurite, buckets):
-        if azurite.name not in buckets:
-            buckets[azurite.name] = f"conformance-{secrets.token_hex(4)}"
-            azurite.create_bucket(buckets[azurite.name])
-        return buckets[azurite.name]
-
-    @pytest.fixture
-    def place(self, azurite, container, monkeypatch, nobodys_cloud):
-        for name, value in azurite.env.items():
-            monkeypatch.setenv(name, value)
-        prefix = f"run {secrets.token_hex(4)}/step-1"
-        url = f"az://{container}/{prefix}"
-        connection = azurite.env["AZURE_STORAGE_CONNECTION_STRING"]
-        options = StoreOptions(retry=RetryOptions(max_retries=2, deadline_s=10))
-        with ContainerClient.from_connection_string(connection, container, retry_total=0) as client:
-
-            def names(**include):
-                listed = client.list_blobs(name_starts_with=f"{prefix}/", **include)
-                return [blob.name.removeprefix(f"{prefix}/") for blob in listed]
-
-            yield SimpleNamespace(
-                url=url,
-                store=open_store(parse_url(url), options),
-                read=lambda key: client.get_blob_client(f"{prefix}/{key}").download_blob().readall(),
-                write=lambda key, data: client.upload_blob(f"{prefix}/{key}", data, overwrite=True),
-                keys=lambda: set(names()),
-                # Blocks that were never committed are dropped by the service; nobody can abort them.
-                unfinished=list,
-                files=False,
-                fast=False,
-            )
-
-    async def test_neighbours_are_not_listed(self, place):
-        place.write("k", b"mine")
-        await open_store(parse_url(place.url + "0"), StoreOptions()).put("k", b"the neighbour's")
-        assert await listed(place.store) == ["k"]
-
-    async def test_a_container_that_is_not_there(self, place):
-        store = open_store(parse_url("az://no-such-container/run"), StoreOptions())
-        requests = [
-            lambda: store.put("k", b"x"),
-            lambda: store.put("k", b"x", CREATE),
-            lambda: store.get("k", limit=LIMIT),
-            lambda: store.get_range("k", 0, 1),
-            store.list_children,
-            lambda: store.put_multipart("k", stream(b"x" * (6 * MIB)), part_size=5 * MIB, concurrency=1),
-        ]
-        for request in requests:
-            with pytest.raises(BucketNotFound) as missing:
-                await request()
-            assert "no-such-container" in missing.value.url
-            assert "never creates" in missing.value.hint
-
-    async def test_a_wrong_key(self, place, azurite, container):
-        endpoint = azurite.endpoint_url
-        options = StoreOptions(endpoint_url=endpoint, account_name="devstoreaccount1", account_key="aHVudGVyMg==")
-        store = open_store(parse_url(place.url), options)
-        requests = [lambda: store.get("k", limit=LIMIT), lambda: store.put("k", b"x", CREATE), store.list_children]
-        for request in requests:
-            with pytest.raises(PermissionDenied) as refused:
-                await request()
-            said = f"{refused.value!r} {refused.value} {refused.value.__notes__}"
-            assert "aHVudGVyMg" not in said
-            assert "hunter2" not in said
-            assert "AZURE_STORAGE" in refused.value.hint

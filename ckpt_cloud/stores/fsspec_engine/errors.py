@@ -13,9 +13,7 @@ from functools import cache
 
 from ckpt_cloud.errors import (
     AlreadyExists,
-    BucketNotFound,
     CkptCloudError,
-    InvalidURL,
     MissingCredentials,
     NotFound,
     PermissionDenied,
@@ -45,26 +43,15 @@ _AZURE_HINT = (
 )
 
 _AZURE_CODES: dict[str, tuple[type[CkptCloudError], str, str]] = {
-    "ContainerNotFound": (BucketNotFound, "the container does not exist", _BUCKET_HINT),
-    "ContainerBeingDeleted": (BucketNotFound, "the container is being deleted", _BUCKET_HINT),
+    **BY_CODE,
     "BlobNotFound": (NotFound, "no such object", ""),
     "BlobAlreadyExists": (AlreadyExists, "an object is already there", ""),
     "ConditionNotMet": (PreconditionFailed, "the object is another version", ""),
     "TargetConditionNotMet": (PreconditionFailed, "the object is another version", ""),
-    "AuthenticationFailed": (PermissionDenied, "the store does not accept the credentials", _AZURE_HINT),
     "InvalidAuthenticationInfo": (PermissionDenied, "the store does not accept the credentials", _AZURE_HINT),
-    "NoAuthenticationInformation": (PermissionDenied, "the request has no credentials", _AZURE_HINT),
-    "AuthorizationFailure": (PermissionDenied, "access denied", _AZURE_HINT),
-    "AuthorizationPermissionMismatch": (PermissionDenied, "access denied", _AZURE_HINT),
-    "InsufficientAccountPermissions": (PermissionDenied, "access denied", _AZURE_HINT),
-    "PublicAccessNotPermitted": (PermissionDenied, "the container is not public", _AZURE_HINT),
-    "InvalidResourceName": (InvalidURL, "the store does not accept this name", "correct the URL"),
-    "ServerBusy": (Throttled, "the store asks for fewer requests", "lower max_requests"),
-    "InvalidBlockList": (StoreUnavailable, "blocks of the upload are gone", "try again"),
-    "OperationTimedOut": (StoreUnavailable, "the store took too long", "try again"),
-    "InternalError": (StoreUnavailable, "the store failed", "try again"),
     "FeatureVersionMismatch": (Unsupported, "the store does not implement this request", ""),
 }
+"""With what obstore gives types of its own to."""
 
 _OF_FILES: tuple[_Row, ...] = (
     (FileNotFoundError, NotFound, "no such object", ""),
