@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import tenacity
+from msgspec import structs
 
 from ckpt_cloud import protocol
 from ckpt_cloud.errors import (
@@ -144,7 +145,8 @@ async def publish(
     await store.put(key, data)
     fence = seen.register.fence if seen.register else NO_ID
     register = Register("committed", body.attempt, fence, manifests.reference(key, data))
-    await _Publication(store, Intent(register, oldest, overwrite), options).run(seen)
+    intent = Intent(register, oldest, overwrite, protocol.base_of(seen.register))
+    await _Publication(store, intent, options).run(seen)
     return register
 
 
@@ -190,7 +192,8 @@ class _Publication:
         condition = CREATE if put.replaces is None else Replace(put.replaces)
         try:
             async with asyncio.timeout(_REGISTER_TIMEOUT_S):
-                await self.store.put(COMMIT_KEY, registers.encode(self.intent.register), condition)
+                register = structs.replace(self.intent.register, fence=put.fence)
+                await self.store.put(COMMIT_KEY, registers.encode(register), condition)
         except (AlreadyExists, PreconditionFailed, NotFound):
             return Answer.REFUSED
         except (*_UNCLEAR, TimeoutError):

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from msgspec import structs
+
 from ckpt_cloud.errors import (
     AttemptAborted,
     CheckpointExists,
@@ -16,6 +18,7 @@ from ckpt_cloud.errors import (
     CommitStateUnknown,
     StaleWrite,
 )
+from ckpt_cloud.format.layout import NO_ID
 from ckpt_cloud.format.register import Register
 
 
@@ -42,21 +45,24 @@ class Intent:
     """A save that wants to commit.
 
     Attributes:
-        register: to be published.
+        register: to be published; its fence is taken from the register that it replaces.
         oldest: the oldest id under which this save wrote data.
         overwrite: whether a committed checkpoint may be replaced.
+        base: attempt of the committed checkpoint that was there when the save began; empty where there was none.
     """
 
     register: Register
     oldest: str
     overwrite: bool
+    base: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Send the register, creating it (`replaces` is None) or replacing exactly that version."""
+    """Send the register with this fence, creating it (`replaces` is None) or replacing exactly that version."""
 
     replaces: str | None
+    fence: str = NO_ID
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +100,7 @@ def first_step(intent: Intent, seen: Seen, url: str) -> Put | Failed:
     if intent.oldest < seen.register.fence:
         return Failed(_aborted(url))
     refusal = admit(seen, overwrite=intent.overwrite, url=url)
-    return Failed(refusal) if refusal else Put(seen.version)
+    return Failed(refusal) if refusal else Put(seen.version, seen.register.fence)
 
 
 def after_put(answer: Answer) -> Committed | ReadBack:
@@ -111,7 +117,33 @@ def after_read_back(intent: Intent, sent: Put, seen: Seen, url: str) -> Step:
         # Unchanged: an unclear put may still land, and a refusal was about something that is gone. The same
         # conditional put decides it, and can win at most once.
         return sent
+    if now is not None and intent.oldest >= now.fence and base_of(now) in ("", intent.base):
+        # Somebody raised the fence below us, or deleted what was there: no other save was published.
+        return Put(seen.version, now.fence)
     return Failed(_lost(intent, now, url))
+
+
+def base_of(register: Register | None) -> str:
+    """The attempt that `register` makes visible; empty for none."""
+    return register.attempt if register is not None and register.state == "committed" else ""
+
+
+def fenced_off(seen: Seen, fence: str) -> Register | None:
+    """The register to write so that no save with an id below `fence` can ever commit; None if none can already.
+
+    Whoever wants to delete data of saves that are not committed writes it first, over exactly what was seen.
+    """
+    if seen.register is None:
+        return Register("aborted", fence, fence)
+    return structs.replace(seen.register, fence=fence) if seen.register.fence < fence else None
+
+
+def deleted(seen: Seen, fence: str) -> Register | None:
+    """The register of a checkpoint that is to be deleted, before any of its data is; None if it says so already."""
+    if seen.register is None or seen.register.state != "committed":
+        return fenced_off(seen, fence)
+    fence = max(fence, seen.register.fence)
+    return structs.replace(seen.register, state="deleted", manifest=None, fence=fence)
 
 
 def out_of_time(intent: Intent, url: str) -> CommitStateUnknown:

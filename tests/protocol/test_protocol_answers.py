@@ -91,8 +91,25 @@ def test_committed(intent, seen, answer, read_back):
 )
 def test_the_same_put_is_sent_again(intent, seen, answer, read_back):
     step = conclusion(intent, seen, answer, read_back)
-    assert step == Put(seen.version)
+    assert step == Put(seen.version, seen.register.fence if seen.register else NO_ID)
     assert step == first_step(intent, seen, URL)
+
+
+RAISED = Intent(committed(OURS), id_(OURS), overwrite=True, base=id_(5))
+
+
+@pytest.mark.parametrize("answer", [REFUSED, UNCLEAR])
+@pytest.mark.parametrize(
+    ("intent", "seen", "read_back"),
+    [
+        pytest.param(CREATE, NOTHING, Seen(tombstone("aborted", OURS), "v2"), id="where-nothing-was"),
+        pytest.param(CREATE, DELETED, Seen(tombstone("deleted", OURS), "v2"), id="over-a-tombstone"),
+        pytest.param(RAISED, BEFORE, Seen(committed(5, fence=id_(OURS)), "v2"), id="over-what-we-replace"),
+        pytest.param(RAISED, BEFORE, Seen(tombstone("deleted", OURS), "v2"), id="what-we-replace-was-deleted"),
+    ],
+)
+def test_a_collector_that_raised_the_fence_below_us_does_not_end_the_save(intent, seen, answer, read_back):
+    assert conclusion(intent, seen, answer, read_back) == Put("v2", id_(OURS))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +148,7 @@ def test_failed(intent, seen, answer, read_back, error):
 def test_the_fence_is_held_against_the_oldest_id_and_may_equal_it():
     several_ranks = Intent(committed(OURS), id_(8), overwrite=True)
     assert isinstance(first_step(several_ranks, Seen(tombstone("aborted", 9), "v"), URL), Failed)
-    assert first_step(several_ranks, Seen(tombstone("aborted", 8), "v"), URL) == Put("v")
+    assert first_step(several_ranks, Seen(tombstone("aborted", 8), "v"), URL) == Put("v", id_(8))
     assert isinstance(first_step(several_ranks, Seen(committed(5, fence=id_(9)), "v"), URL), Failed)
 
 

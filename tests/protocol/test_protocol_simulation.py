@@ -8,6 +8,7 @@ All states that can be reached are visited.
 from dataclasses import dataclass, replace
 
 import pytest
+from msgspec import structs
 
 from ckpt_cloud.errors import AttemptAborted, CheckpointExists, StaleWrite
 from ckpt_cloud.format.layout import NO_ID
@@ -22,6 +23,7 @@ from ckpt_cloud.protocol import (
     admit,
     after_put,
     after_read_back,
+    base_of,
     first_step,
 )
 
@@ -46,10 +48,9 @@ class Writer:
     outcome: object = None  # Committed, an error's type, or "unknown" when it ran out of time
 
     def intent(self):
-        fence = self.seen.register.fence if self.seen.register else NO_ID
         reference = ManifestRef(f"data/{id_(self.number)}/manifest", 1, "0" * 64)
-        register = Register("committed", id_(self.number), fence, reference)
-        return Intent(register, id_(self.number), overwrite=self.overwrite)
+        register = Register("committed", id_(self.number), NO_ID, reference)
+        return Intent(register, id_(self.number), self.overwrite, base_of(self.seen.register))
 
     def then(self, step):
         if isinstance(step, Committed):
@@ -67,7 +68,7 @@ class World:
     register: Register | None
     version: int
     writers: tuple
-    under_way: frozenset = frozenset()  # (writer's index, version to replace)
+    under_way: frozenset = frozenset()  # (writer's index, put)
     fence_raises: int = 0
     applied: tuple = ()  # numbers of the writers whose put was applied, in order
 
@@ -83,7 +84,7 @@ class World:
     def put(self, index, put):
         """The register after a conditional put whose condition holds."""
         writer = self.writers[index]
-        register = writer.intent().register
+        register = structs.replace(writer.intent().register, fence=put.fence)
         if self.register is not None:
             assert id_(writer.number) >= self.register.fence, "a save from below the fence was published"
             assert register.fence >= self.register.fence, "the fence was lowered"
@@ -96,11 +97,11 @@ def successors(world):
     for index, writer in enumerate(world.writers):
         yield from moves(world, index, writer)
     for landing in world.under_way:
-        index, replaces = landing
+        index, put = landing
         landed = replace(world, under_way=world.under_way - {landing})
         yield landed  # refused on arrival, or lost
-        if world.holds(Put(replaces)):
-            yield landed.put(index, Put(replaces))
+        if world.holds(put):
+            yield landed.put(index, put)
     if world.fence_raises:
         yield from collections(world)
 
@@ -120,7 +121,7 @@ def moves(world, index, writer):
                 yield applied.with_writer(index, answered(tried, answer))
         else:
             yield world.with_writer(index, answered(tried, Answer.REFUSED))
-        waiting = world.under_way | {(index, writer.sent.replaces)}
+        waiting = world.under_way | {(index, writer.sent)}
         yield replace(world, under_way=waiting).with_writer(index, answered(tried, Answer.UNCLEAR))
     elif writer.at == "read back":
         step = after_read_back(writer.intent(), writer.sent, world.seen(), URL)
