@@ -14,6 +14,7 @@ from ckpt_cloud.version import VERSION as __version__
 if TYPE_CHECKING:
     from ckpt_cloud.api import async_save, load, save
     from ckpt_cloud.catalog import CheckpointInfo, latest, list_checkpoints
+    from ckpt_cloud.collector import Collected, Garbage, delete, gc, resolve
     from ckpt_cloud.events import BytesMoved, PhaseEnded, Report
     from ckpt_cloud.options import CommitOptions, RetryOptions, StoreOptions, TransferOptions
     from ckpt_cloud.reader import ObjectStoreReader
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "BytesMoved": "events",
     "CheckpointInfo": "catalog",
+    "Collected": "collector",
     "CommitOptions": "options",
+    "Garbage": "collector",
     "ObjectStoreReader": "reader",
     "ObjectStoreWriter": "writer",
     "PhaseEnded": "events",
@@ -35,10 +38,13 @@ _HOMES = {
     "UnfinishedUpload": "stores.base",
     "abort_uploads": "uploads",
     "async_save": "api",
+    "delete": "collector",
+    "gc": "collector",
     "latest": "catalog",
     "list_checkpoints": "catalog",
     "list_uploads": "uploads",
     "load": "api",
+    "resolve": "collector",
     "save": "api",
 }
 
@@ -46,7 +52,9 @@ __all__ = [
     "BytesMoved",
     "CheckpointInfo",
     "CkptCloudError",
+    "Collected",
     "CommitOptions",
+    "Garbage",
     "ObjectStoreReader",
     "ObjectStoreWriter",
     "PhaseEnded",
@@ -58,10 +66,13 @@ __all__ = [
     "__version__",
     "abort_uploads",
     "async_save",
+    "delete",
+    "gc",
     "latest",
     "list_checkpoints",
     "list_uploads",
     "load",
+    "resolve",
     "save",
 ]
 

@@ -61,15 +61,20 @@ async def _list(root: Location, options: StoreOptions) -> list[CheckpointInfo]:
 
     async def look(name: str) -> CheckpointInfo:
         async with gate:
-            return await _look(store, root.child(name).url, name)
+            return await _look(store, root.child(name).url, name, under=name)
 
     found = await asyncio.gather(*(look(name) for name in names))
     return sorted(found, key=lambda info: (info.attempt, info.name))
 
 
-async def _look(store: ObjectStore, url: str, name: str) -> CheckpointInfo:
+async def describe(store: ObjectStore, location: Location) -> CheckpointInfo:
+    """What is at `location`, which `store` is at."""
+    return await _look(store, location.url, location.path.rpartition("/")[2], under="")
+
+
+async def _look(store: ObjectStore, url: str, name: str, *, under: str) -> CheckpointInfo:
     try:
-        register = (await read_register(store, under=name)).register
+        register = (await read_register(store, under=under)).register
     except (CorruptCommit, Unsupported):
         return CheckpointInfo(url, name, "unreadable")
     if register is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import tenacity
@@ -35,7 +35,7 @@ from ckpt_cloud.format.manifest import Manifest
 from ckpt_cloud.format.register import ManifestRef, Register
 from ckpt_cloud.options import CommitOptions
 from ckpt_cloud.protocol import Answer, Failed, Intent, Put, ReadBack, Seen, Step
-from ckpt_cloud.stores import CREATE, ObjectStore, Replace
+from ckpt_cloud.stores import CREATE, Condition, ObjectStore, Replace
 
 _MANIFEST_LIMIT = 1 << 32
 _REGISTER_TIMEOUT_S = 15.0
@@ -127,6 +127,44 @@ async def _open_manifest(store: ObjectStore) -> tuple[ManifestRef, bytes]:
     return register.manifest, data
 
 
+async def move_register(
+    store: ObjectStore, decide: Callable[[Seen], Register | None], options: CommitOptions, *, under: str = ""
+) -> Seen:
+    """Reads the register, and replaces exactly what was read by what `decide` makes of it; again if it changed.
+
+    Returns:
+        The register for which `decide` wanted nothing more.
+
+    Raises:
+        StoreUnavailable: no clear answer within `options.deadline_s`; whoever wanted to delete anything may not.
+    """
+    give_up = time.monotonic() + options.deadline_s
+    for pause in _pauses(options):
+        seen = await read_register(store, under=under)
+        wanted = decide(seen)
+        if wanted is None:
+            return seen
+        condition = CREATE if seen.version is None else Replace(seen.version)
+        if await _answer(store, join(under, COMMIT_KEY), wanted, condition) is Answer.APPLIED:
+            return Seen(wanted)
+        if time.monotonic() + pause > give_up:
+            break
+        await asyncio.sleep(pause)
+    message = f"no clear answer about COMMIT within {options.deadline_s:.0f} s; nothing was deleted"
+    raise StoreUnavailable(message, f"{store.url}/{join(under, COMMIT_KEY)}", "try again")
+
+
+async def _answer(store: ObjectStore, key: str, register: Register, condition: Condition) -> Answer:
+    try:
+        async with asyncio.timeout(_REGISTER_TIMEOUT_S):
+            await store.put(key, registers.encode(register), condition)
+    except (AlreadyExists, PreconditionFailed, NotFound):
+        return Answer.REFUSED
+    except (*_UNCLEAR, TimeoutError):
+        return Answer.UNCLEAR
+    return Answer.APPLIED
+
+
 async def publish(
     store: ObjectStore, body: Manifest, *, oldest: str, seen: Seen, overwrite: bool, options: CommitOptions
 ) -> Register:
@@ -190,15 +228,8 @@ class _Publication:
 
     async def _send(self, put: Put) -> Answer:
         condition = CREATE if put.replaces is None else Replace(put.replaces)
-        try:
-            async with asyncio.timeout(_REGISTER_TIMEOUT_S):
-                register = structs.replace(self.intent.register, fence=put.fence)
-                await self.store.put(COMMIT_KEY, registers.encode(register), condition)
-        except (AlreadyExists, PreconditionFailed, NotFound):
-            return Answer.REFUSED
-        except (*_UNCLEAR, TimeoutError):
-            return Answer.UNCLEAR
-        return Answer.APPLIED
+        register = structs.replace(self.intent.register, fence=put.fence)
+        return await _answer(self.store, COMMIT_KEY, register, condition)
 
     async def _read_back(self, give_up: float, unknown: CkptCloudError) -> Seen:
         """Reads the register for as long as there is time; without an answer nothing is known.

@@ -22,6 +22,7 @@ NO_ID = "0" * 32
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _KEY = re.compile(r"data/([0-9a-f]{32}/manifest|([0-9a-f]{1,4}-)?[0-9a-f]{32}/[0-9]{1,9}\.safetensors)")
+_BELOW_ID = re.compile(r"(?:(.*)/)?data/(?:[0-9a-f]{1,4}-)?([0-9a-f]{32})/.+", re.DOTALL)
 
 
 def mint_id(unix_ms: int, random_bytes: bytes) -> str:
@@ -34,6 +35,16 @@ def mint_id(unix_ms: int, random_bytes: bytes) -> str:
     bits = int.from_bytes(random_bytes[:10], "big")
     value = (unix_ms & (1 << 48) - 1) << 80 | 0x7 << 76 | (bits >> 62 & 0xFFF) << 64 | 0b10 << 62 | bits & (1 << 62) - 1
     return f"{value:032x}"
+
+
+def first_id(unix_ms: int) -> str:
+    """Sorts before every id that is minted from this moment on, and after all that were before it."""
+    return f"{max(0, unix_ms):012x}" + "0" * 20
+
+
+def next_id(id_: str) -> str:
+    """Sorts right after `id_`."""
+    return f"{int(id_, 16) + 1:032x}"
 
 
 def is_id(text: str) -> bool:
@@ -87,6 +98,17 @@ def check_key(key: str) -> str:
     if not is_key(key):
         raise CorruptManifest(f"the manifest names {key[:200]!r}, which is not a key of this checkpoint")
     return key
+
+
+def place_of(path: str) -> tuple[str, str] | None:
+    """The checkpoint's path and the id, or "" for `COMMIT`, of an object below a root; None if it is none of ours.
+
+    All below `data/<id>/` belongs to the id, whether this version knows what it is or not.
+    """
+    if path == COMMIT_KEY or path.endswith(f"/{COMMIT_KEY}"):
+        return path.removesuffix(COMMIT_KEY).rstrip("/"), ""
+    found = _BELOW_ID.fullmatch(path)
+    return (found[1] or "", found[2]) if found else None
 
 
 def join(prefix: str, key: str) -> str:

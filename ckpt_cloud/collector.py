@@ -1,0 +1,263 @@
+"""Collects what crashes, failed saves and overwrites left under a root, and deletes checkpoints.
+
+Whoever wants to delete data first wins the register: it raises the fence by a conditional write, after which no save
+below the fence can ever commit, and only then deletes (docs/commit.md). A crash in between leaves data that the next
+run finds, never a visible checkpoint without its data.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import pairwise
+
+from ckpt_cloud import bridge, protocol
+from ckpt_cloud.catalog import CheckpointInfo, describe
+from ckpt_cloud.commit import move_register, read_register
+from ckpt_cloud.errors import (
+    CheckpointIncomplete,
+    CheckpointNotFound,
+    CorruptManifest,
+    Damaged,
+    InvalidOption,
+    NotFound,
+    Unsupported,
+)
+from ckpt_cloud.format import manifest as manifests
+from ckpt_cloud.format.layout import first_id, id_unix_ms, join, manifest_key, next_id, place_of
+from ckpt_cloud.format.register import Register
+from ckpt_cloud.options import CommitOptions, StoreOptions
+from ckpt_cloud.protocol import Seen
+from ckpt_cloud.stores import Location, ObjectInfo, ObjectStore, UnfinishedUpload, open_store, parse_url
+
+GRACE = timedelta(hours=24)
+"""Younger data may belong to a save that is still running, or to a load of what was overwritten meanwhile."""
+_BATCH = 1000
+_MANIFEST_LIMIT = 1 << 32
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """One object that no committed checkpoint needs.
+
+    Attributes:
+        key: relative to the root.
+        size_bytes: of the object.
+    """
+
+    key: str
+    size_bytes: int
+
+
+@dataclass(slots=True)
+class Collected:
+    """What a run of the collector found, and deleted unless it was a dry run.
+
+    Attributes:
+        dry_run: whether nothing was touched.
+        objects: data of saves that can never commit any more, and of checkpoints that were replaced or deleted.
+        uploads: unfinished multipart uploads.
+        skipped: URLs of checkpoints that were left alone, with the reason.
+    """
+
+    dry_run: bool
+    objects: list[Garbage] = field(default_factory=list)
+    uploads: list[UnfinishedUpload] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all objects together."""
+        return sum(each.size_bytes for each in self.objects)
+
+
+def gc(
+    root: str | os.PathLike[str],
+    *,
+    older_than: timedelta = GRACE,
+    dry_run: bool = False,
+    store: StoreOptions | None = None,
+) -> Collected:
+    """Deletes what no committed checkpoint at or below `root` needs and is older than `older_than`.
+
+    Safe beside running saves, loads and other collectors; may be interrupted, and run again, at any moment. A save
+    that has run for longer than `older_than` and stored nothing in that time is given up: it fails with
+    `AttemptAborted`.
+
+    Args:
+        older_than: 24 hours by default.
+        dry_run: only tell.
+
+    Raises:
+        StoreUnavailable, PermissionDenied, ...: what was deleted until then is gone, all else is as it was.
+    """
+    if older_than < timedelta(0):
+        raise InvalidOption(f"older_than is {older_than}; it must not be negative")
+    run = _Collector(open_store(parse_url(root), store or StoreOptions()), older_than, Collected(dry_run))
+    return bridge.run(run.collect())
+
+
+def resolve(url: str | os.PathLike[str], *, store: StoreOptions | None = None) -> CheckpointInfo:
+    """Settles what became of a save that ended in `CommitStateUnknown`, and tells what is at `url` now.
+
+    Gives up every save to `url` that began before now and has not committed: its commit can never land any more, and
+    its data is garbage. So call it when nobody is saving there. Compare `attempt` with the one in the error: if the
+    state is `committed` with that attempt, the save succeeded.
+
+    Raises:
+        StoreUnavailable: still no clear answer; call it again.
+    """
+    location = parse_url(url)
+    return bridge.run(_resolve(open_store(location, store or StoreOptions()), location))
+
+
+def delete(url: str | os.PathLike[str], *, store: StoreOptions | None = None) -> None:
+    """Deletes the checkpoint at `url`: first its visibility, by a conditional write, then its data.
+
+    Call it again if it was interrupted. A load that is under way fails.
+
+    Raises:
+        CheckpointNotFound: no checkpoint is there; CheckpointIncomplete: only data, which `gc` collects.
+    """
+    bridge.run(_delete(open_store(parse_url(url), store or StoreOptions())))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """One checkpoint URL below the root."""
+
+    path: str
+    data: Sequence[tuple[str, ObjectInfo]]
+    """Id and object."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Collector:
+    store: ObjectStore
+    older_than: timedelta
+    result: Collected
+
+    async def collect(self) -> Collected:
+        before_s = time.time() - self.older_than.total_seconds()
+        for place in _places([info async for info in self.store.list()]):
+            try:
+                await self._collect_place(place, before_s)
+            except (Damaged, Unsupported) as error:
+                # Nothing may be concluded from a register or a manifest that cannot be read.
+                self.result.skipped.append((f"{self.store.url}/{place.path}".rstrip("/"), str(error)))
+        await self._collect_uploads(before_s)
+        return self.result
+
+    async def _collect_place(self, place: _Place, before_s: float) -> None:
+        fence = _fence(place, before_s)
+        if not any(id_ < fence for id_, _ in place.data):
+            return
+        seen = await read_register(self.store, under=place.path)
+        garbage = await self._garbage(place, seen, fence, before_s)
+        if garbage and not self.result.dry_run:
+            register = await move_register(
+                self.store, lambda now: protocol.fenced_off(now, fence), CommitOptions(), under=place.path
+            )
+            # A save may have committed between the look and the fence; none that is below it can any more.
+            garbage = await self._garbage(place, register, fence, before_s)
+            await _delete_all(self.store, (each.key for each in garbage))
+        self.result.objects += garbage
+
+    async def _garbage(self, place: _Place, seen: Seen, fence: str, before_s: float) -> list[Garbage]:
+        needed = await self._needed(place, seen.register)
+        needed |= await self._lately_replaced(place, needed, before_s)
+        return [
+            Garbage(info.key, info.size)
+            for id_, info in place.data
+            if id_ < fence and info.modified_unix_s < before_s and info.key not in needed
+        ]
+
+    async def _needed(self, place: _Place, register: Register | None) -> set[str]:
+        """Keys of the committed checkpoint."""
+        if register is None or register.manifest is None:
+            return set()
+        reference = register.manifest
+        key = join(place.path, reference.key)
+        try:
+            data, _ = await self.store.get(key, limit=_MANIFEST_LIMIT)
+        except NotFound:
+            raise CorruptManifest("the manifest that COMMIT names is gone", f"{self.store.url}/{key}") from None
+        manifest = manifests.decode(data, reference, f"{self.store.url}/{key}")
+        return {key, *(join(place.path, entry.key) for entry in manifest.objects)}
+
+    async def _lately_replaced(self, place: _Place, needed: set[str], before_s: float) -> set[str]:
+        """Keys of checkpoints that were replaced within the grace age: somebody may still be loading them.
+
+        A checkpoint is replaced by the next whose manifest was stored.
+        """
+        stored = sorted((id_, info) for id_, info in place.data if info.key == join(place.path, manifest_key(id_)))
+        kept: set[str] = set()
+        for (_, info), (successor, _) in pairwise(stored):
+            if info.key not in needed and id_unix_ms(successor) / 1000 >= before_s:
+                kept |= await self._named_by(place, info.key)
+        return kept
+
+    async def _named_by(self, place: _Place, key: str) -> set[str]:
+        try:
+            data, _ = await self.store.get(key, limit=_MANIFEST_LIMIT)
+            reference = manifests.reference(key, data)
+            manifest = manifests.decode(data, reference, f"{self.store.url}/{key}")
+        except (NotFound, Damaged):
+            return set()
+        return {key, *(join(place.path, entry.key) for entry in manifest.objects)}
+
+    async def _collect_uploads(self, before_s: float) -> None:
+        try:
+            found = await self.store.list_uploads()
+        except Unsupported as error:
+            self.result.skipped.append((f"unfinished uploads below {self.store.url}", str(error)))
+            return
+        for upload in found:
+            if upload.started_unix_s < before_s and place_of(upload.key):
+                if not self.result.dry_run:
+                    await self.store.abort_upload(upload)
+                self.result.uploads.append(upload)
+
+
+def _places(found: Iterable[ObjectInfo]) -> list[_Place]:
+    data: dict[str, list[tuple[str, ObjectInfo]]] = {}
+    for info in found:
+        place = place_of(info.key)
+        if place is not None and place[1]:
+            data.setdefault(place[0], []).append((place[1], info))
+    return [_Place(path, objects) for path, objects in sorted(data.items())]
+
+
+def _fence(place: _Place, before_s: float) -> str:
+    """Below it are saves that began before the grace age and have stored nothing since: those are given up."""
+    active = [id_ for id_, info in place.data if info.modified_unix_s >= before_s]
+    return min([first_id(int(before_s * 1000)), *active])
+
+
+async def _resolve(store: ObjectStore, location: Location) -> CheckpointInfo:
+    fence = first_id(int(time.time() * 1000) + 1)
+    await move_register(store, lambda now: protocol.fenced_off(now, fence), CommitOptions())
+    return await describe(store, location)
+
+
+async def _delete_all(store: ObjectStore, keys: Iterable[str]) -> None:
+    rest = list(keys)
+    while rest:
+        await store.delete(rest[:_BATCH])
+        rest = rest[_BATCH:]
+
+
+async def _delete(store: ObjectStore) -> None:
+    seen = await read_register(store)
+    data = [(place[1], info) async for info in store.list("data") if (place := place_of(info.key)) and not place[0]]
+    if seen.register is None:
+        if data:
+            hint = "ckpt_cloud.gc collects it"
+            raise CheckpointIncomplete("there is data but no COMMIT: no checkpoint to delete", store.url, hint)
+        raise CheckpointNotFound("no checkpoint is here", store.url, "check the URL")
+    fence = max([first_id(int(time.time() * 1000)), *(next_id(id_) for id_, _ in data)])
+    await move_register(store, lambda now: protocol.deleted(now, fence), CommitOptions())
+    await _delete_all(store, (info.key for id_, info in data if id_ < fence))

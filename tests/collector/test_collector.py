@@ -1,0 +1,225 @@
+"""What the collector takes, what it leaves alone, and what it says."""
+
+import os
+import secrets
+import time
+from datetime import timedelta
+
+import pytest
+
+import ckpt_cloud
+from ckpt_cloud.errors import (
+    AttemptAborted,
+    CheckpointDeleted,
+    CheckpointIncomplete,
+    CheckpointNotFound,
+    CommitStateUnknown,
+    InvalidOption,
+    StoreUnavailable,
+)
+from ckpt_cloud.format.layout import mint_id
+from ckpt_cloud.testing import Faults
+
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning"),
+]
+
+NOW = timedelta(0)
+
+
+def minted(hours_ago):
+    return mint_id(int((time.time() - hours_ago * 3600) * 1000), secrets.token_bytes(10))
+
+
+def test_nothing_young_is_touched(run):
+    run.save("it", 1)
+    run.save("it", 2, overwrite=True)
+    run.put(f"dead/data/{minted(0)}/0.safetensors")
+    before = run.keys()
+    assert ckpt_cloud.gc(run.root).objects == []
+    assert run.keys() == before
+
+
+def test_what_is_not_ours_is_left_alone(run):
+    run.save("it", 1)
+    strangers = ["notes.txt", "it/readme.md", "it/data/notes.txt", "it/data/short/0.safetensors", "COMMIT.bak"]
+    for key in strangers:
+        run.put(key)
+    ckpt_cloud.gc(run.root, older_than=NOW)
+    assert set(strangers) <= set(run.keys())
+    assert run.load("it") == 1
+
+
+def test_everything_of_a_dead_save_goes(run):
+    dead = minted(30)
+    for name in ("0.safetensors", "manifest", "probe", "something-newer"):
+        run.put(f"dead/data/{dead}/{name}")
+    run.put(f"dead/data/ab-{dead}/1.safetensors")
+    collected = ckpt_cloud.gc(run.root, older_than=NOW)
+    assert len(collected.objects) == 5
+    assert collected.size_bytes == 5
+    assert run.keys() == ["dead/COMMIT"], "the fence stays"
+    assert run.load("dead") is CheckpointDeleted
+
+
+def test_a_dry_run_touches_nothing(run):
+    run.save("it", 1)
+    run.save("it", 2, overwrite=True)
+    before = run.keys()
+    told = ckpt_cloud.gc(run.root, older_than=NOW, dry_run=True)
+    assert told.dry_run
+    assert len(told.objects) == 2
+    assert run.keys() == before
+
+
+def test_the_root_may_be_the_checkpoint(run):
+    run.save("it", 1)
+    run.save("it", 2, overwrite=True)
+    assert len(ckpt_cloud.gc(run.url("it"), older_than=NOW).objects) == 2
+    assert run.load("it") == 2
+
+
+def test_a_damaged_checkpoint_is_skipped_with_its_reason(run):
+    run.save("good", 1)
+    run.put("good-too/COMMIT", run.read("good/COMMIT"))
+    run.put(f"good-too/data/{minted(50)}/0.safetensors")
+    run.put("bad/COMMIT", b"{}")
+    run.put(f"bad/data/{minted(50)}/0.safetensors")
+    before = run.keys()
+    collected = ckpt_cloud.gc(run.root, older_than=NOW)
+    assert sorted(url.rpartition("/")[2] for url, _ in collected.skipped) == ["bad", "good-too"]
+    assert run.keys() == before
+
+
+def test_what_was_replaced_lately_may_still_be_loading(run, monkeypatch):
+    """A week-old checkpoint that was replaced a minute ago is not garbage yet."""
+    real = time.time_ns
+    for days, value in ((9, 1), (7, 2), (0, 3)):
+        monkeypatch.setattr("time.time_ns", lambda days=days: real() - days * 86_400_000_000_000)
+        run.save("it", value, overwrite=True)
+    monkeypatch.undo()
+    age = timedelta(hours=1)
+    # By the store's clock all were written just now; the collector must not need that to keep the second.
+    assert ckpt_cloud.gc(run.root, older_than=age).objects == []
+    assert len(run.keys()) == 7
+
+
+def test_a_save_that_wakes_after_the_collector_is_told(run):
+    """Its data is gone, so it must never become visible."""
+    faults = Faults()
+    state_before_commit = {}
+
+    with faults.everywhere():
+        writer_gone = faults.hang("put", "*manifest", times=1)
+        import threading
+
+        outcome = []
+
+        def save():
+            try:
+                run.save("it", 1)
+                outcome.append("saved")
+            except ckpt_cloud.CkptCloudError as error:
+                outcome.append(type(error))
+
+        thread = threading.Thread(target=save)
+        thread.start()
+        faults.wait_for("put", "*manifest")
+        del writer_gone, state_before_commit
+        collected = ckpt_cloud.gc(run.root, older_than=timedelta(seconds=-0.0))
+        faults.release()
+        thread.join()
+    assert collected.objects
+    assert outcome == [AttemptAborted]
+    assert not isinstance(run.load("it"), int)
+
+
+def test_a_collector_beside_a_save_above_its_fence(run):
+    """It raises the fence of what the save replaces; the save goes on."""
+    run.save("it", 1)
+    run.save("it", 2, overwrite=True)
+    time_of_old = minted(0)
+    assert time_of_old
+    faults = Faults()
+    import threading
+
+    outcome = []
+
+    def save():
+        try:
+            run.save("it", 3, overwrite=True)
+            outcome.append("saved")
+        except ckpt_cloud.CkptCloudError as error:
+            outcome.append(error)
+
+    with faults.everywhere():
+        faults.hang("put", "*manifest", times=1)
+        thread = threading.Thread(target=save)
+        thread.start()
+        faults.wait_for("put", "*manifest")
+        # Younger objects make their save an active one, and the fence stays below it.
+        ckpt_cloud.gc(run.root, older_than=timedelta(milliseconds=1))
+        faults.release()
+        thread.join()
+    assert outcome in (["saved"],) or isinstance(outcome[0], AttemptAborted)
+    assert run.load("it") in (2, 3)
+
+
+def test_delete(run):
+    run.save("it", 1)
+    run.save("other", 2)
+    ckpt_cloud.delete(run.url("it"))
+    assert run.load("it") is CheckpointDeleted
+    assert [key for key in run.keys() if key.startswith("it/")] == ["it/COMMIT"]
+    assert run.load("other") == 2
+    ckpt_cloud.delete(run.url("it"))
+    run.save("it", 3)
+    assert run.load("it") == 3
+    with pytest.raises(CheckpointNotFound):
+        ckpt_cloud.delete(run.url("nothing"))
+    run.put(f"dead/data/{minted(1)}/0.safetensors")
+    with pytest.raises(CheckpointIncomplete):
+        ckpt_cloud.delete(run.url("dead"))
+    assert ckpt_cloud.latest(run.root) == run.url("it")
+
+
+def test_a_commit_that_never_answered_is_settled_later(run):
+    faults = Faults()
+    for applied in (True, False):
+        name = f"it-{applied}"
+        with faults.everywhere(), pytest.raises(CommitStateUnknown):
+            faults.fail("put", "COMMIT", StoreUnavailable, times=1000, applied=applied)
+            faults.fail("get", "COMMIT", StoreUnavailable, times=1000, after=1)
+            run.save(name, 7)
+        faults.clear()
+        settled = ckpt_cloud.resolve(run.url(name))
+        assert settled.state == ("committed" if applied else "aborted")
+        assert settled.name == name
+        assert run.load(name) == (7 if applied else CheckpointDeleted)
+        ckpt_cloud.gc(run.root, older_than=NOW)
+        assert run.load(name) == (7 if applied else CheckpointDeleted)
+        run.save(name, 8, overwrite=True)
+        assert run.load(name) == 8
+
+
+def test_a_negative_age(run):
+    with pytest.raises(InvalidOption):
+        ckpt_cloud.gc(run.root, older_than=timedelta(hours=-1))
+
+
+def test_on_files(tmp_path):
+    url = f"file://{tmp_path}/run"
+    state = {"note": "x" * 100_000}
+    ckpt_cloud.save(state, checkpoint_id=f"{url}/it")
+    writer = ckpt_cloud.ObjectStoreWriter(f"{url}/it", overwrite=True)
+    ckpt_cloud.save(state, storage_writer=writer)
+    draft = tmp_path / f"run/it/data/{minted(5)}/0.safetensors#1"
+    draft.parent.mkdir(parents=True)
+    draft.write_bytes(b"x")
+    os.utime(draft, (time.time() - 7200,) * 2)
+    collected = ckpt_cloud.gc(url, older_than=NOW)
+    assert len(collected.objects) == 2
+    assert len(collected.uploads) == 1
+    assert not draft.exists()
+    ckpt_cloud.load(state, checkpoint_id=f"{url}/it")
