@@ -12,7 +12,7 @@ from ckpt_cloud.version import VERSION
 
 app = typer.Typer(
     name="ckpt-cloud",
-    help="Look at checkpoints on object stores.",
+    help="Look after checkpoints on object stores.",
     epilog="Exit status: 0 done, 1 nothing found or taken, 2 wrong request, 3 try again, 4 damaged data.",
     no_args_is_help=True,
     add_completion=True,
@@ -80,3 +80,49 @@ def uploads(
     from ckpt_cloud.cli import uploads as command
 
     command.run(root, older_than_hours=older_than, abort=abort, as_json=json)
+
+
+@app.command(epilog="Example: ckpt-cloud gc s3://bucket/run --delete")
+def gc(
+    root: Annotated[str, typer.Argument(help="URL at or below which to look.")],
+    older_than: Annotated[float, typer.Option(min=0, metavar="HOURS", help="Leave younger ones alone.")] = 24,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete it.")] = False,
+    json: Json = False,
+) -> None:
+    """List what no checkpoint under ROOT needs, of dead saves and replaced checkpoints; --delete removes it.
+
+    Safe beside running saves and loads.
+    """
+    from ckpt_cloud.cli import gc as command
+
+    command.run(root, older_than_hours=older_than, delete=delete, as_json=json)
+
+
+@app.command(epilog="Example: ckpt-cloud rm s3://bucket/run/step-100")
+def rm(
+    url: Annotated[str, typer.Argument(help="URL of a checkpoint.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a checkpoint: first its visibility, then its data."""
+    from ckpt_cloud.collector import delete
+
+    if not yes:
+        typer.confirm(f"Delete {url}?", abort=True, err=True)
+    delete(url)
+
+
+@app.command(epilog="Example: ckpt-cloud resolve s3://bucket/run/step-100")
+def resolve(
+    url: Annotated[str, typer.Argument(help="URL of a save that ended without a clear answer.")],
+    json: Json = False,
+) -> None:
+    """Settle a save that ended in CommitStateUnknown: print what is at URL, and see to it that it stays so.
+
+    Saves to URL that began before now and have not committed are given up.
+    """
+    import msgspec
+
+    from ckpt_cloud.collector import resolve as settle
+
+    info = settle(url)
+    print(msgspec.json.format(msgspec.json.encode(info)).decode() if json else f"{info.state} {info.attempt}")

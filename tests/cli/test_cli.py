@@ -106,3 +106,34 @@ except SystemExit as left:
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent, stdout=subprocess.DEVNULL)
+
+
+def test_gc_tells_first_and_deletes_when_told(tmp_path):
+    for value in (1.0, 2.0):
+        writer = ckpt_cloud.ObjectStoreWriter(tmp_path / "it", overwrite=True)
+        ckpt_cloud.save({"w": torch.full((4,), value)}, storage_writer=writer)
+    assert "--delete would delete 0" in command("gc", tmp_path).stdout, "all of it is young"
+    told = command("gc", tmp_path, "--older-than", "0")
+    assert "--delete would delete 2 object(s)" in told.stdout
+    assert len(list(tmp_path.glob("it/data/*/*"))) == 4
+    assert "Deleted 2 object(s)" in command("gc", tmp_path, "--older-than", "0", "--delete").stdout
+    assert len(list(tmp_path.glob("it/data/*/*"))) == 2
+    collected = json.loads(command("gc", tmp_path, "--older-than", "0", "--json").stdout)
+    assert (collected["dry_run"], collected["objects"]) == (True, [])
+    (tmp_path / "it/COMMIT").write_text("{}")
+    assert "skipped" in command("gc", tmp_path, "--older-than", "0").stderr
+
+
+def test_rm_asks(tmp_path):
+    ckpt_cloud.save({"w": torch.ones(4)}, checkpoint_id=tmp_path / "it")
+    assert command("rm", tmp_path / "it").returncode == 1
+    assert ckpt_cloud.latest(tmp_path)
+    assert command("rm", tmp_path / "it", "--yes").returncode == 0
+    assert ckpt_cloud.latest(tmp_path) is None
+    assert command("rm", tmp_path / "nothing", "-y").returncode == 1
+
+
+def test_resolve_prints_what_is_there(tmp_path):
+    ckpt_cloud.save({"w": torch.ones(4)}, checkpoint_id=tmp_path / "it")
+    assert command("resolve", tmp_path / "it").stdout.startswith("committed ")
+    assert json.loads(command("resolve", tmp_path / "none", "--json").stdout)["state"] == "aborted"

@@ -1,7 +1,6 @@
 """Saves, loads and what is stored, on `memory://`, for what crashes and collectors do to them."""
 
 import secrets
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,7 +46,7 @@ class Run:
         assert loaded["note"] == f"step {value}"
         return value
 
-    def keys(self):
+    def stored(self):
         async def listed():
             return sorted([info.key async for info in self._store.list()])
 
@@ -56,7 +55,7 @@ class Run:
     def needed(self):
         """Keys that some committed checkpoint names, and all registers."""
         needed = set()
-        for key in self.keys():
+        for key in self.stored():
             place = place_of(key)
             if place is None or place[1]:
                 continue
@@ -78,16 +77,10 @@ class Run:
 
 @pytest.fixture
 def new_run():
-    """Makes empty runs."""
-    return lambda: Run(f"memory://{secrets.token_hex(6)}/run")
+    """Makes empty runs, in memory unless a URL is given."""
+    return lambda url=None: Run(url or f"memory://{secrets.token_hex(6)}/run")
 
 
 @pytest.fixture
 def run(new_run):
     return new_run()
-
-
-@pytest.fixture(autouse=True)
-def quiet(recwarn):
-    """torch.distributed says that it is not initialized, on each save and load."""
-    return SimpleNamespace()

@@ -2,12 +2,16 @@
 
 import os
 import secrets
+import threading
 import time
+from contextlib import contextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 
 import ckpt_cloud
+from ckpt_cloud import collector
 from ckpt_cloud.errors import (
     AttemptAborted,
     CheckpointDeleted,
@@ -19,6 +23,7 @@ from ckpt_cloud.errors import (
 )
 from ckpt_cloud.format.layout import mint_id
 from ckpt_cloud.testing import Faults
+from ckpt_cloud.workers import in_thread
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -36,9 +41,9 @@ def test_nothing_young_is_touched(run):
     run.save("it", 1)
     run.save("it", 2, overwrite=True)
     run.put(f"dead/data/{minted(0)}/0.safetensors")
-    before = run.keys()
+    before = run.stored()
     assert ckpt_cloud.gc(run.root).objects == []
-    assert run.keys() == before
+    assert run.stored() == before
 
 
 def test_what_is_not_ours_is_left_alone(run):
@@ -47,7 +52,7 @@ def test_what_is_not_ours_is_left_alone(run):
     for key in strangers:
         run.put(key)
     ckpt_cloud.gc(run.root, older_than=NOW)
-    assert set(strangers) <= set(run.keys())
+    assert set(strangers) <= set(run.stored())
     assert run.load("it") == 1
 
 
@@ -59,18 +64,18 @@ def test_everything_of_a_dead_save_goes(run):
     collected = ckpt_cloud.gc(run.root, older_than=NOW)
     assert len(collected.objects) == 5
     assert collected.size_bytes == 5
-    assert run.keys() == ["dead/COMMIT"], "the fence stays"
+    assert run.stored() == ["dead/COMMIT"], "the fence stays"
     assert run.load("dead") is CheckpointDeleted
 
 
 def test_a_dry_run_touches_nothing(run):
     run.save("it", 1)
     run.save("it", 2, overwrite=True)
-    before = run.keys()
+    before = run.stored()
     told = ckpt_cloud.gc(run.root, older_than=NOW, dry_run=True)
     assert told.dry_run
     assert len(told.objects) == 2
-    assert run.keys() == before
+    assert run.stored() == before
 
 
 def test_the_root_may_be_the_checkpoint(run):
@@ -86,10 +91,10 @@ def test_a_damaged_checkpoint_is_skipped_with_its_reason(run):
     run.put(f"good-too/data/{minted(50)}/0.safetensors")
     run.put("bad/COMMIT", b"{}")
     run.put(f"bad/data/{minted(50)}/0.safetensors")
-    before = run.keys()
+    before = run.stored()
     collected = ckpt_cloud.gc(run.root, older_than=NOW)
     assert sorted(url.rpartition("/")[2] for url, _ in collected.skipped) == ["bad", "good-too"]
-    assert run.keys() == before
+    assert run.stored() == before
 
 
 def test_what_was_replaced_lately_may_still_be_loading(run, monkeypatch):
@@ -102,68 +107,76 @@ def test_what_was_replaced_lately_may_still_be_loading(run, monkeypatch):
     age = timedelta(hours=1)
     # By the store's clock all were written just now; the collector must not need that to keep the second.
     assert ckpt_cloud.gc(run.root, older_than=age).objects == []
-    assert len(run.keys()) == 7
+    assert len(run.stored()) == 7
 
 
-def test_a_save_that_wakes_after_the_collector_is_told(run):
-    """Its data is gone, so it must never become visible."""
+@contextmanager
+def stalled_save(run, name, value, *, overwrite=False):
+    """A save in a thread that hangs at its manifest until the block ends; its outcome is there after the block."""
     faults = Faults()
-    state_before_commit = {}
-
-    with faults.everywhere():
-        writer_gone = faults.hang("put", "*manifest", times=1)
-        import threading
-
-        outcome = []
-
-        def save():
-            try:
-                run.save("it", 1)
-                outcome.append("saved")
-            except ckpt_cloud.CkptCloudError as error:
-                outcome.append(type(error))
-
-        thread = threading.Thread(target=save)
-        thread.start()
-        faults.wait_for("put", "*manifest")
-        del writer_gone, state_before_commit
-        collected = ckpt_cloud.gc(run.root, older_than=timedelta(seconds=-0.0))
-        faults.release()
-        thread.join()
-    assert collected.objects
-    assert outcome == [AttemptAborted]
-    assert not isinstance(run.load("it"), int)
-
-
-def test_a_collector_beside_a_save_above_its_fence(run):
-    """It raises the fence of what the save replaces; the save goes on."""
-    run.save("it", 1)
-    run.save("it", 2, overwrite=True)
-    time_of_old = minted(0)
-    assert time_of_old
-    faults = Faults()
-    import threading
-
     outcome = []
 
     def save():
         try:
-            run.save("it", 3, overwrite=True)
+            run.save(name, value, overwrite=overwrite)
             outcome.append("saved")
         except ckpt_cloud.CkptCloudError as error:
-            outcome.append(error)
+            outcome.append(type(error))
 
     with faults.everywhere():
         faults.hang("put", "*manifest", times=1)
         thread = threading.Thread(target=save)
         thread.start()
         faults.wait_for("put", "*manifest")
-        # Younger objects make their save an active one, and the fence stays below it.
-        ckpt_cloud.gc(run.root, older_than=timedelta(milliseconds=1))
+        yield SimpleNamespace(outcome=outcome, faults=faults, thread=thread)
         faults.release()
         thread.join()
-    assert outcome in (["saved"],) or isinstance(outcome[0], AttemptAborted)
-    assert run.load("it") in (2, 3)
+
+
+def test_a_save_that_wakes_after_the_collector_is_told(run):
+    """Its data is gone, so it must never become visible."""
+    with stalled_save(run, "it", 1) as save:
+        assert ckpt_cloud.gc(run.root, older_than=NOW).objects
+    assert save.outcome == [AttemptAborted]
+    assert run.load("it") is CheckpointDeleted
+    run.save("it", 2)
+    assert run.load("it") == 2
+
+
+def test_a_save_that_commits_between_the_look_and_the_fence_keeps_its_data(run, monkeypatch):
+    real = collector.move_register
+
+    async def late(*args, **kwargs):
+        await in_thread(finish_the_save)
+        return await real(*args, **kwargs)
+
+    monkeypatch.setattr(collector, "move_register", late)
+    with stalled_save(run, "it", 1) as save:
+
+        def finish_the_save():
+            save.faults.release()
+            save.thread.join()
+
+        assert ckpt_cloud.gc(run.root, older_than=NOW).objects == []
+    assert save.outcome == ["saved"]
+    assert run.load("it") == 1
+
+
+def test_a_collector_beside_a_younger_save(new_run, tmp_path, monkeypatch):
+    """It raises the fence of what the save is about to replace; the save goes on."""
+    run = new_run(f"file://{tmp_path}/run")
+    real = time.time_ns
+    for hours, value in ((3, 1), (2, 2)):
+        monkeypatch.setattr("time.time_ns", lambda hours=hours: real() - hours * 3_600_000_000_000)
+        run.save("it", value, overwrite=True)
+    monkeypatch.undo()
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (time.time() - 7200,) * 2)
+    with stalled_save(run, "it", 3, overwrite=True) as save:
+        assert len(ckpt_cloud.gc(run.root, older_than=timedelta(hours=1)).objects) == 2
+        assert run.load("it") == 2
+    assert save.outcome == ["saved"]
+    assert run.load("it") == 3
 
 
 def test_delete(run):
@@ -171,7 +184,7 @@ def test_delete(run):
     run.save("other", 2)
     ckpt_cloud.delete(run.url("it"))
     assert run.load("it") is CheckpointDeleted
-    assert [key for key in run.keys() if key.startswith("it/")] == ["it/COMMIT"]
+    assert [key for key in run.stored() if key.startswith("it/")] == ["it/COMMIT"]
     assert run.load("other") == 2
     ckpt_cloud.delete(run.url("it"))
     run.save("it", 3)
@@ -188,9 +201,9 @@ def test_a_commit_that_never_answered_is_settled_later(run):
     faults = Faults()
     for applied in (True, False):
         name = f"it-{applied}"
+        faults.fail("put", "COMMIT", StoreUnavailable, times=1000, applied=applied)
+        faults.fail("get", "COMMIT", StoreUnavailable, times=1000, after=1)
         with faults.everywhere(), pytest.raises(CommitStateUnknown):
-            faults.fail("put", "COMMIT", StoreUnavailable, times=1000, applied=applied)
-            faults.fail("get", "COMMIT", StoreUnavailable, times=1000, after=1)
             run.save(name, 7)
         faults.clear()
         settled = ckpt_cloud.resolve(run.url(name))

@@ -121,7 +121,7 @@ def check(run, scenario, error, where):
     assert collected.skipped == [], where
     assert same(run.load("it"), seen), f"{where}: the collector changed what is visible"
     assert run.load("other") == 1, where
-    assert set(run.keys()) == run.needed(), f"{where}: something is left"
+    assert set(run.stored()) == run.needed(), f"{where}: something is left"
     assert collect(run).objects == [], f"{where}: a second run finds nothing"
 
     run.save("it", 9, overwrite=True)
