@@ -14,6 +14,7 @@ from msgspec import structs
 from ckpt_cloud import protocol
 from ckpt_cloud.errors import (
     AlreadyExists,
+    CheckpointChanged,
     CheckpointDeleted,
     CheckpointIncomplete,
     CheckpointNotFound,
@@ -125,6 +126,19 @@ async def _open_manifest(store: ObjectStore) -> tuple[ManifestRef, bytes]:
         raise CorruptManifest("the manifest that COMMIT names is gone", where, "load an earlier checkpoint") from None
     manifests.check(data, register.manifest, where)
     return register.manifest, data
+
+
+async def explained(store: ObjectStore, attempt: str, damage: Damaged) -> CkptCloudError:
+    """Why a load of `attempt` met `damage`: it was replaced or deleted meanwhile, or `damage` itself."""
+    try:
+        register = (await read_register(store)).register
+    except CkptCloudError:
+        return damage
+    if register is None or register.state != "committed":
+        return CheckpointDeleted("the checkpoint was deleted while it was being loaded", store.url, "load another one")
+    if register.attempt != attempt:
+        return CheckpointChanged("the checkpoint was replaced while it was being loaded", store.url, "load again")
+    return damage
 
 
 async def move_register(

@@ -22,14 +22,21 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from ckpt_cloud import bridge, commit
-from ckpt_cloud.errors import CheckpointChanged, CheckpointNotFound, CkptCloudError, CorruptManifest, StateMismatch
+from ckpt_cloud.errors import (
+    CheckpointChanged,
+    CheckpointNotFound,
+    CkptCloudError,
+    CorruptManifest,
+    Damaged,
+    StateMismatch,
+)
 from ckpt_cloud.events import Listener, Recorder, Report
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.manifest import ItemEntry, Manifest, ObjectEntry
 from ckpt_cloud.format.register import ManifestRef
 from ckpt_cloud.metadata import check_own_shards, find_chunk, to_dcp
 from ckpt_cloud.options import StoreOptions, TransferOptions
-from ckpt_cloud.planning.load import Want, plan_fetches
+from ckpt_cloud.planning.load import Fetch, Want, plan_fetches
 from ckpt_cloud.session import Place, Settings, location_of, rank_location
 from ckpt_cloud.stores import supports
 from ckpt_cloud.tensors import Destination, TensorSink, dtype_of, screen_item
@@ -222,6 +229,7 @@ class ObjectStoreReader(StorageReader):
             StateMismatch: a dtype differs (and `cast` is off); nothing was changed.
             UntrustedItem: an item that could run code (and `trust` is off).
             ChecksumMismatch, MissingObject, CorruptManifest: what is stored is not what was saved.
+            CheckpointChanged, CheckpointDeleted: replaced or deleted meanwhile, and its data collected.
         """
         load = self._current()
         with load.recorder.phase("read"):
@@ -234,21 +242,25 @@ class ObjectStoreReader(StorageReader):
                 gap_size=self._settings.transfer.gap_size,
             )
             load.recorder.report.bytes_needed += reads.total_bytes
-            bridge.run(
-                download(
-                    load.place.data,
-                    TensorSink(reads.destinations),
-                    fetches,
-                    load.manifest.objects,
-                    options=self._settings.transfer,
-                    recorder=load.recorder,
-                )
-            )
+            bridge.run(self._download(load, reads, fetches))
         with load.recorder.phase("apply"):
             reads.hand_over(planner, trust=self._trust)
         done: Future[None] = Future()
         done.set_result(None)
         return done
+
+    async def _download(self, load: _Load, reads: _Reads, fetches: list[Fetch]) -> None:
+        try:
+            await download(
+                load.place.data,
+                TensorSink(reads.destinations),
+                fetches,
+                load.manifest.objects,
+                options=self._settings.transfer,
+                recorder=load.recorder,
+            )
+        except Damaged as damage:
+            raise await commit.explained(load.place.control, load.manifest.attempt, damage) from None
 
     def _begin(self, place: Place) -> Metadata:
         recorder = Recorder(self._on_event)

@@ -71,6 +71,9 @@ class Run:
     def read(self, key):
         return bridge.run(self._store.get(key, limit=1 << 30))[0]
 
+    def remove(self, key):
+        bridge.run(self._store.delete([key]))
+
     def put(self, key, data=b"x"):
         bridge.run(self._store.put(key, data))
 

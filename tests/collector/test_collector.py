@@ -14,6 +14,7 @@ import ckpt_cloud
 from ckpt_cloud import collector
 from ckpt_cloud.errors import (
     AttemptAborted,
+    CheckpointChanged,
     CheckpointDeleted,
     CheckpointIncomplete,
     CheckpointNotFound,
@@ -236,3 +237,42 @@ def test_on_files(tmp_path):
     assert len(collected.uploads) == 1
     assert not draft.exists()
     ckpt_cloud.load(state, checkpoint_id=f"{url}/it")
+
+
+@pytest.mark.parametrize(("meanwhile", "error"), [("replaced", CheckpointChanged), ("deleted", CheckpointDeleted)])
+def test_a_load_whose_data_is_collected_under_it(run, meanwhile, error):
+    """Replaced or deleted alone, the old one is read to its end; it ends when its data goes."""
+    run.save("it", 1)
+    faults = Faults()
+    outcome = []
+    with faults.everywhere():
+        faults.hang("get_range", "*", times=1)
+        thread = threading.Thread(target=lambda: outcome.append(run.load("it")))
+        thread.start()
+        faults.wait_for("get_range", "*")
+        if meanwhile == "deleted":
+            ckpt_cloud.delete(run.url("it"))
+        else:
+            run.save("it", 2, overwrite=True)
+            for key in set(run.stored()) - run.needed():
+                run.remove(key)
+        faults.release()
+        thread.join()
+    assert outcome == [error]
+
+
+def test_a_load_reads_the_checkpoint_that_it_began_with(run):
+    run.save("it", 1)
+    faults = Faults()
+    outcome = []
+    with faults.everywhere():
+        faults.hang("get_range", "*", times=1)
+        thread = threading.Thread(target=lambda: outcome.append(run.load("it")))
+        thread.start()
+        faults.wait_for("get_range", "*")
+        run.save("it", 2, overwrite=True)
+        ckpt_cloud.gc(run.root)
+        faults.release()
+        thread.join()
+    assert outcome == [1]
+    assert run.load("it") == 2
