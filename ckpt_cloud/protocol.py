@@ -93,11 +93,16 @@ def admit(seen: Seen, *, overwrite: bool, url: str) -> CkptCloudError | None:
     return None
 
 
+def is_fenced_off(oldest: str, seen: Seen) -> bool:
+    """Whether a save whose oldest id this is can never commit."""
+    return seen.register is not None and oldest < seen.register.fence
+
+
 def first_step(intent: Intent, seen: Seen, url: str) -> Put | Failed:
     """What to do when all data and the manifest are stored; `seen` is the register read at the save's start."""
     if seen.register is None:
         return Put(None)
-    if intent.oldest < seen.register.fence:
+    if is_fenced_off(intent.oldest, seen):
         return Failed(_aborted(url))
     refusal = admit(seen, overwrite=intent.overwrite, url=url)
     return Failed(refusal) if refusal else Put(seen.version, seen.register.fence)

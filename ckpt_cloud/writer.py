@@ -23,9 +23,9 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from ckpt_cloud import bridge, commit
+from ckpt_cloud import bridge, commit, protocol
 from ckpt_cloud import metadata as metadata_room
-from ckpt_cloud.errors import CkptCloudError, InvalidOption, UnsupportedTensor
+from ckpt_cloud.errors import AttemptAborted, CkptCloudError, InvalidOption, UnsupportedTensor
 from ckpt_cloud.events import Listener, Recorder, Report
 from ckpt_cloud.format.layout import manifest_key, mint_id, pack_key
 from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
@@ -149,6 +149,7 @@ class ObjectStoreWriter(StorageWriter):
 
         Raises:
             CheckpointExists: a committed checkpoint is there and `overwrite` is off.
+            AttemptAborted: this machine's clock is behind that of one that deleted or collected here.
             Unsupported: the store ignores conditional writes.
             BucketNotFound, PermissionDenied, MissingCredentials, StoreUnavailable, ...: within seconds.
         """
@@ -162,7 +163,11 @@ class ObjectStoreWriter(StorageWriter):
             place = Place.at(location, self._settings.store)
             seen = self._admit(place, overwrite=self._overwrite) if commits else None
         ranks = None if use_collectives else world_size()
-        self._save = _Save(mint_id(time.time_ns() // 1_000_000, os.urandom(10)), place, recorder, ranks, seen)
+        id_ = mint_id(time.time_ns() // 1_000_000, os.urandom(10))
+        if seen is not None and protocol.is_fenced_off(id_, seen):
+            hint = "set this machine's clock (NTP); it is behind that of one which deleted or collected here"
+            raise AttemptAborted("saves that begin at the time that it is here are fenced off", location.url, hint)
+        self._save = _Save(id_, place, recorder, ranks, seen)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """The plan as it is.
