@@ -22,6 +22,7 @@ from ckpt_cloud.errors import (
     CkptCloudError,
     CommitStateUnknown,
     RankFailed,
+    RankLost,
     StateMismatch,
 )
 from ckpt_cloud.reader import ObjectStoreReader, Opened
@@ -63,6 +64,8 @@ def save(
         )
     except (CheckpointException, CkptCloudError) as failure:
         raise _after_failed_save(failure, writer) from failure
+    except RuntimeError as failure:
+        raise _lost(failure, no_dist=no_dist) from failure
     return saved
 
 
@@ -100,8 +103,10 @@ def async_save(
         use_collectives=use_collectives,
     )
     if isinstance(response, AsyncSaveResponse):
-        return AsyncSaveResponse(response.staging_completion, _settled(response.upload_completion, writer))
-    return _settled(response, writer)
+        return AsyncSaveResponse(
+            response.staging_completion, _settled(response.upload_completion, writer, no_dist=no_dist)
+        )
+    return _settled(response, writer, no_dist=no_dist)
 
 
 def load(
@@ -139,6 +144,16 @@ def load(
         )
     except (CheckpointException, CkptCloudError) as failure:
         raise _mismatch(planner, reader, failure) or _ours(failure) from failure
+    except RuntimeError as failure:
+        raise _lost(failure, no_dist=no_dist) from failure
+
+
+def _lost(failure: RuntimeError, *, no_dist: bool) -> RuntimeError:
+    """What a failed collective means; DCP wraps what a rank's own code raises, so nothing else comes out bare."""
+    if no_dist or not dist.is_available() or not dist.is_initialized():
+        return failure
+    hint = "restart the job; ckpt_cloud.latest(root) finds the newest committed checkpoint"
+    return RankLost(f"a rank died or no longer answers: {failure}", hint=hint)
 
 
 def _open_for_all(reader: ObjectStoreReader, group: dist.ProcessGroup | None, *, no_dist: bool) -> None:
@@ -149,7 +164,10 @@ def _open_for_all(reader: ObjectStoreReader, group: dist.ProcessGroup | None, *,
     if alone or dist.get_rank() == coordinator:
         found = [_try_open(reader)]
     if not alone:
-        dist.broadcast_object_list(found, src=coordinator, group=group)
+        try:
+            dist.broadcast_object_list(found, src=coordinator, group=group)
+        except RuntimeError as failure:
+            raise _lost(failure, no_dist=no_dist) from failure
     if isinstance(found[0], Opened):
         reader.adopt(found[0])
     elif not isinstance(found[0], CheckpointPerRank):
@@ -166,7 +184,7 @@ def _try_open(reader: ObjectStoreReader) -> Opened | CkptCloudError:
         return RankFailed(f"the coordinator failed with {type(error).__name__}: {error}", reader.checkpoint_id or "")
 
 
-def _settled(upload: Future[T], writer: StorageWriter) -> Future[T]:
+def _settled(upload: Future[T], writer: StorageWriter, *, no_dist: bool) -> Future[T]:
     """`upload` with our errors, and with what a failed save left cleaned up before it is done."""
     settled: Future[T] = Future()
     settled.set_running_or_notify_cancel()
@@ -179,6 +197,10 @@ def _settled(upload: Future[T], writer: StorageWriter) -> Future[T]:
             error = _after_failed_save(failure, writer)
             error.__cause__ = failure
             settled.set_exception(error)
+        elif isinstance(failure, RuntimeError):
+            lost = _lost(failure, no_dist=no_dist)
+            lost.__cause__ = failure if lost is not failure else None
+            settled.set_exception(lost)
         else:
             settled.set_exception(failure)
 

@@ -5,6 +5,7 @@
     │   ├── StoreUnavailable        unreachable, reset, timed out, or a 5xx
     │   ├── Throttled               the store asks for fewer requests
     │   ├── CheckpointChanged       replaced while it was being read
+    │   ├── RankLost                another rank died or no longer answers; also a RuntimeError
     │   └── CommitStateUnknown      the commit may or may not have landed; nothing was deleted
     ├── FixRequest                  the call, the configuration or a permission must change first
     │   ├── InvalidURL              unknown scheme or malformed URL
@@ -128,6 +129,15 @@ class CheckpointChanged(TryAgain):
     """The checkpoint was replaced while it was being read; a new load reads the new one."""
 
     kind = "checkpoint-changed"
+
+
+class RankLost(TryAgain, RuntimeError):
+    """Another rank died, or did not answer in time, while all ranks waited for each other.
+
+    A save may have been committed all the same, if it was in its last step; what it left otherwise is the collector's.
+    """
+
+    kind = "rank-lost"
 
 
 class CommitStateUnknown(TryAgain):

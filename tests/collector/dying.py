@@ -1,0 +1,51 @@
+"""One rank of a save that may be killed at any moment; imported by the processes that the test starts."""
+
+import os
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import ckpt_cloud
+
+WORLD = 4
+ELEMENTS = 3_000_000
+
+
+def state(value, ranks):
+    """Of one rank, or of all."""
+    own = {f"rank-{rank}": torch.full((ELEMENTS,), float(value)) for rank in ranks}
+    return {**own, "shared": torch.full((1000,), float(value)), "step": value}
+
+
+def run(rank, meeting, url, value, overwrite, ready):
+    """Saves, and leaves how it ended in a file; a rank that is killed leaves none."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    where = Path(meeting)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{where}/store", rank=rank, world_size=WORLD, timeout=timedelta(seconds=25)
+    )
+    writer = ckpt_cloud.ObjectStoreWriter(
+        url,
+        overwrite=overwrite,
+        transfer=ckpt_cloud.TransferOptions(part_size=5 << 20, pack_size=5 << 20, memory_budget=64 << 20),
+        commit=ckpt_cloud.CommitOptions(deadline_s=10),
+        retry=ckpt_cloud.RetryOptions(deadline_s=15, first_contact_s=5, max_backoff_s=0.5),
+    )
+    mine = state(value, [rank])
+    dist.barrier()
+    ready.wait()
+    try:
+        ckpt_cloud.save(mine, storage_writer=writer)
+    except ckpt_cloud.CkptCloudError as error:
+        outcome = type(error).__name__
+    except BaseException as error:  # noqa: BLE001 - told to the test
+        outcome = f"untyped {type(error).__name__}: {error}"
+    else:
+        outcome = "saved"
+    (where / f"{rank}.tmp").write_text(outcome)
+    (where / f"{rank}.tmp").rename(where / f"{rank}.txt")
+    os._exit(0)
