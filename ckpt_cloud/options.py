@@ -123,8 +123,8 @@ class StoreOptions:
     request_timeout_s: float = 120.0
     """For one whole request, body included: a part must move within it."""
     retry: RetryOptions = RetryOptions()
-    secrets_dropped: bool = field(default=False, repr=False)
-    """Set on a pickled copy that had secrets."""
+    secrets_dropped: tuple[str, ...] = field(default=(), repr=False)
+    """On a pickled copy: names of the options that were left behind."""
 
     def __post_init__(self) -> None:
         both = (self.access_key_id is None) == (self.secret_access_key is None)
@@ -159,8 +159,8 @@ class StoreOptions:
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        had_secrets = any(values[name] is not None for name in _SECRETS)
-        values |= dict.fromkeys(_SECRETS) | {"secrets_dropped": self.secrets_dropped or had_secrets}
+        dropped = tuple(name for name in _SECRETS if values[name] is not None)
+        values |= dict.fromkeys(_SECRETS) | {"secrets_dropped": self.secrets_dropped or dropped}
         return _rebuild_store_options, (values,)
 
     @classmethod

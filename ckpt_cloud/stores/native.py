@@ -52,17 +52,19 @@ class Clients:
     Attributes:
         once: sends every request once, and gives it `request_timeout_s`.
         reads: the same, and gives up on a body that has stopped coming.
-        parts: retries a few times inside, for what obstore makes of many requests: multipart uploads and listings.
+        parts: retries a few times inside, for what obstore makes of many requests.
+        lists: both.
     """
 
     once: Any
     reads: Any
     parts: Any
+    lists: Any
 
     @classmethod
     def same(cls, store: Any) -> Clients:
         """One for all, where there is no network."""
-        return cls(store, store, store)
+        return cls(store, store, store, store)
 
 
 class NativeStore:
@@ -154,7 +156,7 @@ class NativeStore:
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
         root = join(self._prefix, prefix) if prefix else self._prefix
         async with self._translated("list", prefix):
-            async for batch in obstore.list(self._clients.parts, root or None):
+            async for batch in obstore.list(self._clients.lists, root or None):
                 for meta in batch:
                     yield self._info(meta["path"].removeprefix(f"{self._prefix}/" if self._prefix else ""), meta)
 
@@ -162,7 +164,7 @@ class NativeStore:
         root = join(self._prefix, prefix) if prefix else self._prefix
         async with self._translated("list", prefix):
             try:
-                found = await obstore.list_with_delimiter_async(self._clients.parts, root or None)
+                found = await obstore.list_with_delimiter_async(self._clients.reads, root or None)
             except FileNotFoundError:
                 return []
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])

@@ -26,7 +26,7 @@ _SIGNED_FOR_S = 240.0
 def clients(
     make: Callable[[ClientConfig, RetryConfig], Any], options: StoreOptions, *, endpoint: str | None, ca: str | None
 ) -> Clients:
-    """The three clients of one bucket.
+    """The clients of one bucket.
 
     Args:
         make: the store for a client and a retry configuration.
@@ -40,7 +40,8 @@ def clients(
     stalled = min(_STALLED_S, options.request_timeout_s)
     reading: ClientConfig = {**client, "read_timeout": timedelta(seconds=stalled)}
     once: RetryConfig = {"max_retries": 0}
-    return Clients(make(client, once), make(reading, once), make(client, _parts(options)))
+    patient = _parts(options)
+    return Clients(make(client, once), make(reading, once), make(client, patient), make(reading, patient))
 
 
 def _client(options: StoreOptions, endpoint: str | None, ca: str | None) -> ClientConfig:

@@ -64,7 +64,11 @@ class PacedStore:
         return await self._again(lambda: self._store.get_range(key, start, end, version))
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
-        async for info in self._store.list(prefix):
+        async def all_of_it() -> Sequence[ObjectInfo]:
+            return [info async for info in self._store.list(prefix)]
+
+        # Whole, since half a listing cannot be begun again.
+        for info in await self._again(all_of_it):
             yield info
 
     async def list_children(self, prefix: str = "") -> Sequence[str]:

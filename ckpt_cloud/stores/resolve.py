@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckpt_cloud.errors import InvalidOption, Unsupported
+from ckpt_cloud.errors import InvalidOption, MissingCredentials, Unsupported
 from ckpt_cloud.options import Engine, StoreOptions
 from ckpt_cloud.stores.base import ObjectStore
 from ckpt_cloud.stores.foreign_errors import translated
@@ -41,6 +42,7 @@ def open_store(location: Location, options: StoreOptions, *, first_contact: bool
         MissingCredentials, FixRequest: from the configuration.
         Unsupported: the engine does not do this scheme, or its library is not installed.
     """
+    _check_whole(location, options)
     if engine_for(location, options) == "fsspec":
         from ckpt_cloud.stores.fsspec_engine import open_fsspec
 
@@ -50,6 +52,18 @@ def open_store(location: Location, options: StoreOptions, *, first_contact: bool
     if location.dialect == "file":
         return apply(_open_local(location))
     return apply(PacedStore(_open_cloud(location, options), options, first_contact=first_contact))
+
+
+def _check_whole(location: Location, options: StoreOptions) -> None:
+    """Refuses options that lost, on their way to another process, what said where the store is."""
+    for name in ("filesystem", "filesystem_options"):
+        if name in options.secrets_dropped:
+            hint = "use async_save with threads, or options that the other process finds in its environment"
+            raise Unsupported(f"{name}= is not pickled into another process", location.url, hint)
+    elsewhere = os.environ.get("AZURE_STORAGE_CONNECTION_STRING")
+    if "connection_string" in options.secrets_dropped and location.dialect == "azure" and not elsewhere:
+        hint = "set AZURE_STORAGE_CONNECTION_STRING: secrets are not pickled into another process"
+        raise MissingCredentials("the connection string did not travel", location.url, hint)
 
 
 def engine_for(location: Location, options: StoreOptions) -> Engine:

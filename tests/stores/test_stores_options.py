@@ -3,10 +3,12 @@
 import copy
 import pickle
 
+import fsspec
 import pytest
 
-from ckpt_cloud.errors import InvalidOption
+from ckpt_cloud.errors import InvalidOption, MissingCredentials, Unsupported
 from ckpt_cloud.options import KIB, MIB, CommitOptions, RetryOptions, StoreOptions, TransferOptions
+from ckpt_cloud.stores import open_store, parse_url
 
 SECRETS = {"access_key_id": "AKIAhunter2", "secret_access_key": "hunter2", "session_token": "hunter2token"}
 
@@ -65,7 +67,8 @@ def test_a_pickle_has_no_secrets_and_says_so(protocol):
     assert b"hunter2" not in pickled
 
     got = pickle.loads(pickled)
-    assert got == StoreOptions(endpoint_url="http://host", region="mars-1", secrets_dropped=True)
+    assert got == StoreOptions(endpoint_url="http://host", region="mars-1", secrets_dropped=got.secrets_dropped)
+    assert set(got.secrets_dropped) == {"access_key_id", "secret_access_key", "session_token"}
     assert pickle.loads(pickle.dumps(got)).secrets_dropped, "nor does a second journey forget it"
     assert b"hunter2" not in pickle.dumps(copy.deepcopy(options))
 
@@ -88,3 +91,15 @@ def test_merged():
         StoreOptions.merged(None, {"access_key_id": "a"})
     with pytest.raises(InvalidOption):
         StoreOptions.merged(None, {"secrets_dropped": True})
+
+
+def test_a_store_that_did_not_travel_is_not_replaced_by_another():
+    """Without the filesystem the URL might mean another place."""
+    fs = fsspec.filesystem("memory")
+    for options in (StoreOptions(filesystem=fs), StoreOptions(engine="fsspec", filesystem_options={"x": 1})):
+        open_store(parse_url("memory://x/run"), StoreOptions(filesystem=fs))
+        with pytest.raises(Unsupported, match="not pickled into another process"):
+            open_store(parse_url("memory://x/run"), pickle.loads(pickle.dumps(options)))
+    options = StoreOptions(connection_string="AccountName=acme;AccountKey=aHVudGVyMg==")
+    with pytest.raises(MissingCredentials, match="did not travel"):
+        open_store(parse_url("az://container/run"), pickle.loads(pickle.dumps(options)))
