@@ -200,7 +200,7 @@ class TransferOptions:
     """Of a multipart upload; grows on its own so that no object exceeds 10,000 parts (on Azure 50,000 blocks)."""
     pack_size: int = 256 * MIB
     """A rank's data is spread over objects of about this size; a larger tensor gets one of its own."""
-    max_requests: int = 16
+    max_requests: int = 32
     """Requests in flight per process."""
     range_size: int = 16 * MIB
     """Longest single ranged read."""

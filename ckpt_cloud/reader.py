@@ -37,7 +37,7 @@ from ckpt_cloud.format.register import ManifestRef
 from ckpt_cloud.metadata import check_own_shards, find_chunk, to_dcp
 from ckpt_cloud.options import StoreOptions, TransferOptions
 from ckpt_cloud.planning.load import Fetch, Want, plan_fetches
-from ckpt_cloud.session import Place, Settings, location_of, rank_location
+from ckpt_cloud.session import Place, Settings, location_of, prepare, rank_location
 from ckpt_cloud.stores import supports
 from ckpt_cloud.tensors import Destination, TensorSink, dtype_of, screen_item
 from ckpt_cloud.transfer.download import download
@@ -115,8 +115,7 @@ class ObjectStoreReader(StorageReader):
         self._given: Opened | None = None
         self._load: _Load | None = None
         self._error: CkptCloudError | None = None
-        if url is not None:
-            location_of(url)
+        prepare(url, self._settings.store)
 
     def __repr__(self) -> str:
         return f"<ObjectStoreReader {self.checkpoint_id or 'without a URL'}>"

@@ -16,6 +16,7 @@ from ckpt_cloud.format.dtypes import SIZES
 from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
 from ckpt_cloud.planning.load import Placement
 from ckpt_cloud.planning.slices import Ints, flat_boxes
+from ckpt_cloud.transfer.staging import Allocate, plain_memory
 
 _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integer types that stand in for all others when bits are copied, so that no NaN and no exotic type is touched."""
@@ -84,6 +85,11 @@ class TensorSource:
         self._lock = threading.Lock()
         # What was resolved and is not yet handed over in full.
         self._held: dict[int, torch.Tensor | memoryview] = {}
+
+    @property
+    def allocate(self) -> Allocate:
+        """Memory to copy to: pinned where tensors may be on a GPU, whose copies then need no other copy."""
+        return pinned_memory if torch.cuda.is_initialized() else plain_memory  # type: ignore[no-untyped-call]
 
     def view(self, entry: int) -> memoryview | None:
         """The entry's own memory, or None if it must be copied."""
@@ -170,6 +176,12 @@ class TensorSink:
         else:
             whole = torch.from_numpy(np.array(source, order="C"))
             box.copy_(_as_elements(whole, destination.dtype))
+
+
+def pinned_memory(size_bytes: int) -> np.ndarray:
+    """Page-locked memory, to and from which a GPU copies by itself."""
+    memory: np.ndarray = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True).numpy()
+    return memory
 
 
 def screen_item(name: str, value: bytes) -> None:

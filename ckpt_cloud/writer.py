@@ -33,7 +33,7 @@ from ckpt_cloud.metadata import Stored, Uploaded, world_size
 from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
 from ckpt_cloud.planning.save import PackPlan, Sizes, plan_packs
 from ckpt_cloud.protocol import Seen
-from ckpt_cloud.session import Place, Settings, location_of, rank_location
+from ckpt_cloud.session import Place, Settings, location_of, prepare, rank_location
 from ckpt_cloud.stores import ObjectStore, supports
 from ckpt_cloud.tensors import TensorSource, check_storable, dtype_name
 from ckpt_cloud.transfer.upload import upload_packs
@@ -98,8 +98,7 @@ class ObjectStoreWriter(StorageWriter):
         # What follows changes: the URL with every reset, the save with every set-up.
         self._url = url
         self._save: _Save | None = None
-        if url is not None:
-            location_of(url)
+        prepare(url, self._settings.store)
 
     def __repr__(self) -> str:
         return f"<ObjectStoreWriter {self.checkpoint_id or 'without a URL'}>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import time
@@ -50,10 +51,10 @@ async def probe(store: ObjectStore) -> Capabilities:
     key = f"{DATA_PREFIX}{mint_id(time.time_ns() // 1_000_000, os.urandom(10))}/probe"
     await store.put(key, b"probe")
     try:
-        return Capabilities(
-            conditional_create=await _keeps(store, key, CREATE),
-            conditional_replace=await _keeps(store, key, Replace(_NO_SUCH_VERSION)),
+        create, replace = await asyncio.gather(
+            _keeps(store, key, CREATE), _keeps(store, key, Replace(_NO_SUCH_VERSION))
         )
+        return Capabilities(conditional_create=create, conditional_replace=replace)
     finally:
         # A writer may lack the permission to delete.
         with contextlib.suppress(CkptCloudError):

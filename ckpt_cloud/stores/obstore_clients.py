@@ -41,7 +41,14 @@ def clients(
     reading: ClientConfig = {**client, "read_timeout": timedelta(seconds=stalled)}
     once: RetryConfig = {"max_retries": 0}
     patient = _parts(options)
-    return Clients(make(client, once), make(reading, once), make(client, patient), make(reading, patient))
+    # Now, so that a configuration that cannot be is refused; everything begins with a read.
+    read = make(reading, once)
+    return Clients(
+        once=lambda: make(client, once),
+        reads=lambda: read,
+        parts=lambda: make(client, patient),
+        lists=lambda: make(reading, patient),
+    )
 
 
 def _client(options: StoreOptions, endpoint: str | None, ca: str | None) -> ClientConfig:
