@@ -162,6 +162,27 @@ class TensorSink:
         """Name of what the placement is part of."""
         return self._destinations[placement.want].name
 
+    @property
+    def allocate(self) -> Allocate:
+        """As `TensorSource.allocate`."""
+        return pinned_memory if torch.cuda.is_initialized() else plain_memory  # type: ignore[no-untyped-call]
+
+    def memory(self, placement: Placement) -> memoryview | None:
+        """The bytes of the placement's box in its destination, if they lie there as they are stored."""
+        destination = self._destinations[placement.want]
+        target = destination.target
+        if isinstance(target, np.ndarray):
+            whole = target[placement.offsets[0] : placement.offsets[0] + placement.sizes[0]].data
+        elif target.dtype != destination.dtype:
+            return None
+        else:
+            view = byte_view(_box(target, placement.offsets, placement.sizes))
+            if view is None:
+                return None
+            whole = view
+        # Shorter than its span in the object, it has gaps there.
+        return whole if len(whole) == placement.end - placement.source else None
+
     def place(self, placement: Placement, data: memoryview) -> None:
         """Copies the placement's box out of `data` without looking at what the bits mean."""
         destination = self._destinations[placement.want]

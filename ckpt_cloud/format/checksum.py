@@ -74,15 +74,22 @@ def sums_length(size_bytes: int, block_size: int) -> int:
     return -(-size_bytes // block_size) * 4
 
 
-def first_bad_block(data: Buffer, first_block: int, sums: array.array[int], block_size: int) -> int | None:
-    """Number of the first block in `data` whose checksum differs, or None when all are right.
+def first_bad_block(pieces: Iterable[Buffer], first_block: int, sums: bytes, block_size: int) -> int | None:
+    """Number of the first block in `pieces` whose checksum differs, or None when all are right.
 
     Args:
-        data: whole blocks, the first of them number `first_block`; the object's last may be short.
-        sums: checksums of the whole object.
+        pieces: together whole blocks, the first of them number `first_block`; the object's last may be short.
+        sums: packed checksums of the whole object.
     """
-    view = memoryview(data)
-    for number, at in enumerate(range(0, len(view), block_size), first_block):
-        if crc32c(view[at : at + block_size]) != sums[number]:
-            return number
-    return None
+    found = BlockSums(block_size)
+    for piece in pieces:
+        found.update(piece)
+    got = found.finish()
+    if got == sums[4 * first_block : 4 * first_block + len(got)]:
+        return None
+    expected = unpack_sums(sums)
+    return next(
+        number
+        for number, word in enumerate(unpack_sums(got), first_block)
+        if number >= len(expected) or word != expected[number]
+    )

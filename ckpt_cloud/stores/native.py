@@ -31,9 +31,11 @@ from ckpt_cloud.stores.base import (
     Replace,
     Source,
     UnfinishedUpload,
+    fill,
 )
 from ckpt_cloud.stores.capabilities import ALL, Capabilities, remembered
 from ckpt_cloud.stores.foreign_errors import translate, translated
+from ckpt_cloud.workers import in_thread, to_the_end
 
 if TYPE_CHECKING:
     from obstore import GetOptions
@@ -155,6 +157,12 @@ class NativeStore:
             await self._check_size(key, end)
             raise
         return data
+
+    async def get_range_into(
+        self, key: str, start: int, end: int, into: Sequence[memoryview], version: str | None = None
+    ) -> None:
+        data = await self.get_range(key, start, end, version)
+        await to_the_end(in_thread(fill, into, data))
 
     async def _check_size(self, key: str, end: int) -> None:
         """Tells a range that does not exist, which stores report in many ways, from a passing fault."""

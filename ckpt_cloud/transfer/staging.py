@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,23 @@ class Staging:
         loop = asyncio.get_running_loop()
         weakref.finalize(lent, _return_later, loop, self, memory).atexit = False
         return lent.data
+
+    @asynccontextmanager
+    async def lent(self, size_bytes: int, *, beside: int) -> AsyncIterator[memoryview | None]:
+        """A buffer of `size_bytes`, or None for 0, for the block alone, which uses `beside` further bytes itself."""
+        whole = self._part_size if 0 < size_bytes <= self._part_size else size_bytes
+        await self._budget.take(whole + beside)
+        try:
+            memory = self._memory(whole) if whole else None
+        except BaseException:
+            self._budget.give_back(whole + beside)
+            raise
+        try:
+            yield memory[:size_bytes].data if memory is not None else None
+        finally:
+            self._budget.give_back(beside)
+            if memory is not None:
+                self.take_back(memory)
 
     def _memory(self, size_bytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         if size_bytes == self._part_size and self._kept:

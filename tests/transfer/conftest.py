@@ -28,7 +28,7 @@ class StagedMemory(np.ndarray):
 
 
 class Pieces(list):
-    """Slices that make up a part, and the buffers that they come from, which a store lets go once the part is stored."""
+    """Slices that make up a part, and the buffers that they come from, let go once the part is stored."""
 
     def __init__(self):
         super().__init__()
@@ -128,6 +128,12 @@ class FakeStore:
         weakref.finalize(data, self.fetched_bytes.add, -len(data))
         return memoryview(data)
 
+    async def get_range_into(self, key, start, end, into, version=None):
+        data = await self.get_range(key, start, end, version)
+        for view in into:
+            view[: len(data)] = data[: len(view)]
+            data = data[len(view) :]
+
     async def _part(self, key, number, pieces):
         self.requests.add(1)
         try:
@@ -194,9 +200,13 @@ def recorder():
 def small_options():
     """Transfer options below what users may set, so that a few kilobytes go through every branch."""
 
-    def make(*, memory_budget=4000, max_requests=8, block_size=64, part_size=500):
+    def make(*, memory_budget=4000, max_requests=8, block_size=64, part_size=500, range_size=256):
         return SimpleNamespace(
-            memory_budget=memory_budget, max_requests=max_requests, block_size=block_size, part_size=part_size
+            memory_budget=memory_budget,
+            max_requests=max_requests,
+            block_size=block_size,
+            part_size=part_size,
+            range_size=range_size,
         )
 
     return make

@@ -83,7 +83,7 @@ def test_every_byte_lies_where_the_plan_says(new_store, small_options, entries, 
         assert (entry.size, entry.block_size, entry.e_tag) == (len(stored), block_size, f"v-{key}")
         sums = unpack_sums(entry.sums)
         assert len(sums) == -(-len(stored) // block_size)
-        assert first_bad_block(stored, 0, sums, block_size) is None
+        assert first_bad_block([stored], 0, entry.sums, block_size) is None
         assert store.parts.get(key) in (
             None,
             [plan.part_size] * (len(stored) // plan.part_size) + [*rest(stored, plan)],
