@@ -7,11 +7,13 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import botocore.exceptions
+from botocore.config import Config
 from botocore.configprovider import ConfiguredEndpointProvider
 from botocore.session import Session
 
 from ckpt_cloud.errors import FixRequest, MissingCredentials
 from ckpt_cloud.options import StoreOptions
+from ckpt_cloud.stores.reaching import address, authorities
 
 if TYPE_CHECKING:
     from obstore.store import S3Credential
@@ -39,15 +41,23 @@ class CredentialProvider:
         }
 
 
-def session(options: StoreOptions, url: str) -> Session:
-    """botocore's session for `options`, the one that boto3 would work with.
+def session(options: StoreOptions, url: str, kind: type[Session] = Session, config: type[Config] = Config) -> Session:
+    """botocore's session for `options`, the one that boto3 would work with, also for asking for credentials.
+
+    Args:
+        options: come before what is configured.
+        url: for messages.
+        kind, config: other classes of sessions and of their settings, such as aiobotocore's.
 
     Raises:
         FixRequest: the profile does not exist or the shared config cannot be read.
     """
-    found = Session(profile=options.profile)
-    if options.region:
-        found.set_config_variable("region", options.region)
+    found = kind(profile=options.profile)
+    for name, value in (("region", options.region), ("ca_bundle", options.ca_bundle)):
+        if value:
+            found.set_config_variable(name, value)
+    if options.proxy_url:
+        found.set_default_client_config(config(proxies={"http": options.proxy_url, "https": options.proxy_url}))
     if options.access_key_id and options.secret_access_key:
         found.set_credentials(options.access_key_id, options.secret_access_key, options.session_token)
     try:
@@ -60,6 +70,16 @@ def session(options: StoreOptions, url: str) -> Session:
 def region(chain: Session) -> str:
     """The configured region; us-east-1, which most S3-compatible servers take, where there is none."""
     return str(chain.get_config_variable("region") or os.environ.get("AWS_REGION") or "us-east-1")
+
+
+def ca_bundle(chain: Session, url: str) -> str | None:
+    """The file of certificate authorities that boto3 would trust, other than its own.
+
+    Raises:
+        FixRequest: it cannot be used.
+    """
+    found = chain.get_config_variable("ca_bundle")
+    return authorities(str(found), url) if found else None
 
 
 def credential_provider(chain: Session, options: StoreOptions, url: str) -> CredentialProvider:
@@ -80,10 +100,17 @@ def credential_provider(chain: Session, options: StoreOptions, url: str) -> Cred
     return CredentialProvider(credentials)
 
 
-def endpoint_url(chain: Session, options: StoreOptions) -> str | None:
-    """The endpoint that boto3 would use where one is configured, or None for AWS itself."""
-    if options.endpoint_url:
-        return options.endpoint_url
+def endpoint_url(chain: Session, options: StoreOptions, url: str) -> str | None:
+    """The endpoint that boto3 would use where one is configured, or None for AWS itself.
+
+    Raises:
+        FixRequest: it is no address.
+    """
+    found = options.endpoint_url or _configured_endpoint(chain)
+    return address(found, "endpoint", url) if found else None
+
+
+def _configured_endpoint(chain: Session) -> str | None:
     if chain.get_config_variable("ignore_configured_endpoint_urls"):
         return None
     config = {"full_config": chain.full_config, "scoped_config": chain.get_scoped_config()}

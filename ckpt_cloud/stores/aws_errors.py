@@ -19,7 +19,8 @@ from ckpt_cloud.errors import (
     WrongRegion,
     redacted,
 )
-from ckpt_cloud.stores.foreign_errors import BY_CODE, by_code, in_region, untrusted
+from ckpt_cloud.stores.foreign_errors import BY_CODE, by_code, in_region, renew_hint, untrusted
+from ckpt_cloud.stores.reaching import unanswered
 
 _SERVER = 500
 
@@ -40,12 +41,11 @@ def translate(error: BaseException, operation: str, url: str) -> CkptCloudError:
     if isinstance(error, foreign.ClientError):
         return _answered(error, operation, url)
     if isinstance(error, foreign.NoCredentialsError | foreign.CredentialRetrievalError):
-        return MissingCredentials(f"{operation}: no usable AWS credentials", url, "set AWS_PROFILE or log in")
+        return MissingCredentials(f"{operation}: no usable AWS credentials", url, renew_hint("s3://"))
     if isinstance(error, foreign.SSLError) and "certificate" in str(error).lower():
         return untrusted(operation, url)
     if isinstance(error, foreign.HTTPClientError | foreign.ConnectionError):
-        hint = "check the endpoint and the network, then try again"
-        return StoreUnavailable(f"{operation}: no answer (refused, reset or timed out)", url, hint)
+        return unanswered(operation, url, error)
     return FixRequest(f"{operation}: the AWS configuration cannot be used", url, "check AWS_PROFILE")
 
 

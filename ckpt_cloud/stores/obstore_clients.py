@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cloud.errors import FixRequest
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores.native import Clients
 
@@ -32,9 +32,6 @@ def clients(
         make: the store for a client and a retry configuration.
         endpoint: other than the cloud's own; plain HTTP is allowed if it says `http://`.
         ca: path of a PEM file with further certificate authorities.
-
-    Raises:
-        FixRequest: that file cannot be read.
     """
     client = _client(options, endpoint, ca)
     stalled = min(_STALLED_S, options.request_timeout_s)
@@ -60,7 +57,7 @@ def _client(options: StoreOptions, endpoint: str | None, ca: str | None) -> Clie
     if options.proxy_url:
         client["proxy_url"] = options.proxy_url
     if ca:
-        client["root_certificate"] = _read(ca)
+        client["root_certificate"] = Path(ca).read_bytes()
     return client
 
 
@@ -76,11 +73,3 @@ def _parts(options: StoreOptions) -> RetryConfig:
             "base": 2,
         },
     }
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise FixRequest(f"the CA bundle {path} cannot be read: {error.strerror}", hint="set ca_bundle") from None

@@ -166,15 +166,16 @@ def make_s3(location: Location, options: StoreOptions) -> Any:
     Raises:
         FixRequest: the AWS configuration cannot be used.
     """
+    from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
+    from aiobotocore.session import AioSession  # type: ignore[import-untyped]
     from s3fs import S3FileSystem
 
-    chain = aws.session(options, location.url)
-    endpoint = aws.endpoint_url(chain, options)
+    chain = aws.session(options, location.url, AioSession, AioConfig)
+    aws.ca_bundle(chain, location.url)
+    endpoint = aws.endpoint_url(chain, options, location.url)
     arguments: dict[str, Any] = {
         "anon": options.anonymous,
-        "key": options.access_key_id,
-        "secret": options.secret_access_key,
-        "token": options.session_token,
+        "session": chain,
         "endpoint_url": endpoint,
         "requester_pays": options.requester_pays,
         "client_kwargs": {"region_name": aws.region(chain)},
@@ -183,10 +184,6 @@ def make_s3(location: Location, options: StoreOptions) -> Any:
         "skip_instance_cache": True,
         "use_listings_cache": False,
     }
-    if options.profile:
-        arguments["profile"] = options.profile
-    if options.ca_bundle:
-        arguments["client_kwargs"]["verify"] = options.ca_bundle
     fs = S3FileSystem(**{**arguments, **(options.filesystem_options or {})})
     fs.close_session = _close
     return fs
@@ -206,8 +203,6 @@ def _config(chain: Any, options: StoreOptions, endpoint: str | None) -> dict[str
         "s3": {"addressing_style": "virtual" if virtual else "path", "payload_signing_enabled": False},
         **_session(),
     }
-    if options.proxy_url:
-        config["proxies"] = {"http": options.proxy_url, "https": options.proxy_url}
     return config
 
 
@@ -239,7 +234,7 @@ def _session() -> dict[str, Any]:
     """Sessions that send nothing again, if there are such: aiohttp does when a kept connection breaks."""
     import inspect
 
-    from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
+    from aiobotocore.config import AioConfig
     from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
 
     if "http_session_cls" not in inspect.signature(AioConfig).parameters:
