@@ -22,7 +22,11 @@ _HINT = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or log in (aws sso login), or give the process "
     "a role; pass anonymous=True for a public bucket"
 )
+_REGION = "us-east-1"
+"""Where none is configured: most S3-compatible servers take it."""
 REFRESH_EVERY = timedelta(minutes=5)
+_MARGIN = timedelta(minutes=1)
+"""Keys are not used in their last minute."""
 
 
 class CredentialProvider:
@@ -33,11 +37,14 @@ class CredentialProvider:
 
     def __call__(self) -> S3Credential:
         frozen = self._credentials.get_frozen_credentials()
+        asked_again = datetime.now(UTC) + REFRESH_EVERY
+        # botocore has no public name for it, and renews what is left for less than 10 minutes.
+        end = getattr(self._credentials, "_expiry_time", None)
         return {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
             "token": frozen.token,
-            "expires_at": datetime.now(UTC) + REFRESH_EVERY,
+            "expires_at": min(asked_again, end.astimezone(UTC) - _MARGIN) if end else asked_again,
         }
 
 
@@ -53,23 +60,24 @@ def session(options: StoreOptions, url: str, kind: type[Session] = Session, conf
         FixRequest: the profile does not exist or the shared config cannot be read.
     """
     found = kind(profile=options.profile)
-    for name, value in (("region", options.region), ("ca_bundle", options.ca_bundle)):
-        if value:
-            found.set_config_variable(name, value)
+    if options.ca_bundle:
+        found.set_config_variable("ca_bundle", options.ca_bundle)
     if options.proxy_url:
         found.set_default_client_config(config(proxies={"http": options.proxy_url, "https": options.proxy_url}))
     if options.access_key_id and options.secret_access_key:
         found.set_credentials(options.access_key_id, options.secret_access_key, options.session_token)
     try:
         found.get_scoped_config()
+        configured = found.get_config_variable("region")
     except botocore.exceptions.BotoCoreError as error:
         raise FixRequest(f"the AWS configuration cannot be used: {error}", url, "check AWS_PROFILE") from None
+    found.set_config_variable("region", options.region or configured or os.environ.get("AWS_REGION") or _REGION)
     return found
 
 
 def region(chain: Session) -> str:
-    """The configured region; us-east-1, which most S3-compatible servers take, where there is none."""
-    return str(chain.get_config_variable("region") or os.environ.get("AWS_REGION") or "us-east-1")
+    """The region that requests are signed for."""
+    return str(chain.get_config_variable("region"))
 
 
 def ca_bundle(chain: Session, url: str) -> str | None:

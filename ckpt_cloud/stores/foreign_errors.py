@@ -59,6 +59,7 @@ _RENEW_HINTS = {
     "gs": "set or renew them: GOOGLE_APPLICATION_CREDENTIALS or gcloud auth application-default login",
     "az": "set or renew them: AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_* or az login",
 }
+_PROXY_HINT = "a proxy may answer in its place: check the endpoint, proxy_url and the HTTPS_PROXY variable"
 _REGION_HINT = "set AWS_REGION or region= to the bucket's region"
 
 BY_CODE: dict[str, tuple[type[CkptCloudError], str, str]] = {
@@ -181,9 +182,13 @@ def untrusted(operation: str, url: str) -> CkptCloudError:
 
 def web_page(status: int, operation: str, url: str) -> CkptCloudError:
     """For HTML where a store's answer should be."""
-    hint = "a proxy answers in its place: check the endpoint, proxy_url and the HTTPS_PROXY variable"
     kind = RequestRefused if 400 <= status < 500 else StoreUnavailable
-    return kind(f"{operation}: a web page came back (status {status}), not a store's answer", url, hint)
+    return kind(f"{operation}: a web page came back (status {status}), not a store's answer", url, _PROXY_HINT)
+
+
+def gibberish(operation: str, url: str) -> CkptCloudError:
+    """For an answer that its library cannot read."""
+    return StoreUnavailable(f"{operation}: what came back is not a store's answer", url, _PROXY_HINT)
 
 
 def _by_status(text: str, code: str, operation: str, url: str) -> CkptCloudError:

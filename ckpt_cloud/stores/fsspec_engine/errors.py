@@ -6,6 +6,7 @@ A library is imported when its own function is first asked, by which time its fi
 from __future__ import annotations
 
 import errno
+import json
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from ckpt_cloud.errors import (
     Unsupported,
     redacted,
 )
-from ckpt_cloud.stores.foreign_errors import BY_CODE, untrusted
+from ckpt_cloud.stores.foreign_errors import BY_CODE, gibberish, untrusted
 from ckpt_cloud.stores.reaching import unanswered
 
 Translate = Callable[[Exception, str, str], CkptCloudError | None]
@@ -117,15 +118,7 @@ def of_s3(error: Exception, operation: str, url: str) -> CkptCloudError | None:
 
     from ckpt_cloud.stores import aws_errors
 
-    if isinstance(error, foreign.ClientError):
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        if code not in BY_CODE and (status in (401, 403, 412, 501) or code == "PreconditionFailed"):
-            return by_status(
-                412 if code == "PreconditionFailed" else status, operation, url, BY_CODE["AccessDenied"][2]
-            )
-        return aws_errors.translate(error, operation, url)
-    if isinstance(error, foreign.SSLError):
+    if isinstance(error, foreign.ClientError | foreign.SSLError):
         return aws_errors.translate(error, operation, url)
     if isinstance(error, foreign.HTTPClientError | foreign.ConnectionError | foreign.IncompleteReadError):
         return unanswered(operation, url, error)
@@ -150,6 +143,8 @@ def of_gcs(error: Exception, operation: str, url: str) -> CkptCloudError | None:
     found = _first(rows, error, operation, url)
     if found is not None:
         return found
+    if isinstance(error, json.JSONDecodeError):
+        return gibberish(operation, url)
     if type(error) is OSError and error.errno is None:
         # gcsfs raises it bare for 403, and for nothing else in a single request.
         return PermissionDenied(f"{operation}: access denied", url, _GOOGLE_HINT)
@@ -184,6 +179,9 @@ def of_azure(error: Exception, operation: str, url: str) -> CkptCloudError | Non
         return MissingCredentials(f"{operation}: no usable Azure credentials", url, _AZURE_HINT)
     if isinstance(error, foreign.AzureError):
         return unanswered(operation, url, error)
+    if isinstance(error, ValueError):
+        # Of XML that is none, and of headers that are missing.
+        return gibberish(operation, url)
     return of_files(error, operation, url)
 
 

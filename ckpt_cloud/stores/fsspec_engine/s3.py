@@ -21,11 +21,13 @@ from ckpt_cloud.stores.foreign_errors import web_page
 from ckpt_cloud.stores.fsspec_engine.base import Failed, Page, Root
 from ckpt_cloud.stores.fsspec_engine.errors import of_s3
 from ckpt_cloud.stores.fsspec_engine.loops import close_on
-from ckpt_cloud.stores.fsspec_engine.parts import Part, joined
+from ckpt_cloud.stores.fsspec_engine.parts import Part, filled, joined
 from ckpt_cloud.stores.fsspec_engine.uploads import UploadingStore
 from ckpt_cloud.stores.location import Location
 
 _CONNECTIONS = 64
+_CHUNK = 1 << 20
+"""Most bytes of a body that are taken at once."""
 _ONCE = {"total_max_attempts": 1}
 _NO_BULK = (400, 405, 501)
 """Answers of servers that do not know the request; GCS's XML API is one."""
@@ -54,7 +56,7 @@ class S3Store(UploadingStore):
             info = ObjectInfo(path, response["ContentLength"], _etag(response), response["LastModified"].timestamp())
             return (b"" if info.size > limit else await body.read()), info
 
-    async def _read(self, path: str, start: int, end: int, version: str | None) -> bytes:
+    async def _read(self, path: str, start: int, end: int, version: str | None) -> bytearray:
         pinned = {} if version is None else {"IfMatch": version}
         response = await self._call("get_object", Key=path, Range=f"bytes={start}-{end - 1}", **pinned)
         async with response["Body"] as body:
@@ -66,7 +68,7 @@ class S3Store(UploadingStore):
             if response["ContentLength"] != end - start:
                 came = response["ContentLength"]
                 raise StoreUnavailable(f"read: {came} bytes came instead of {end - start}", self._url_of(path))
-            return bytes(await body.read())
+            return await filled(end - start, body.iter_chunks(_CHUNK))
 
     async def _size(self, path: str) -> int:
         return int((await self._call("head_object", Key=path))["ContentLength"])
