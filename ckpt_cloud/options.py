@@ -43,7 +43,7 @@ class RetryOptions:
     max_retries: int = 10
     """Further attempts after the first; 0 turns retries off."""
     deadline_s: float = 120.0
-    """No further attempt begins this long after the first began."""
+    """No further attempt begins this long after the first failed."""
     first_contact_s: float = 8.0
     """The same limit for the first request to a store, so that a wrong endpoint is reported within seconds."""
     max_backoff_s: float = 10.0

@@ -99,14 +99,11 @@ class BesideS3:
             "read_timeout": options.request_timeout_s,
             "s3": {"addressing_style": "virtual" if virtual else "path"},
         }
-        if options.proxy_url:
-            config["proxies"] = {"http": options.proxy_url, "https": options.proxy_url}
         if options.anonymous:
             config["signature_version"] = botocore.UNSIGNED
         return self._chain.create_client(
             "s3",
             region_name=aws.region(self._chain),
             endpoint_url=self._endpoint,
-            verify=options.ca_bundle,
             config=Config(**config),
         )

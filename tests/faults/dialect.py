@@ -24,6 +24,7 @@ class Request:
     query: dict
     headers: dict
     body: bytes
+    target: str = ""
 
 
 @dataclass

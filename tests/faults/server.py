@@ -161,9 +161,18 @@ class _Handler(BaseHTTPRequestHandler):
         bucket, _, key = urllib.parse.unquote(url.path.lstrip("/")).partition("/")
         query = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        body = self.rfile.read(int(headers.get("content-length", 0)))
-        request = Request(self.command, bucket, key, query, headers, body)
+        chunked = headers.get("transfer-encoding") == "chunked"
+        body = self._chunks() if chunked else self.rfile.read(int(headers.get("content-length", 0)))
+        request = Request(self.command, bucket, key, query, headers, body, self.path)
         self.server.server.handle(Exchange(self, request, self.server.server))
+
+    def _chunks(self):
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do_anything  # noqa: N815 - http.server's names
 
@@ -186,7 +195,8 @@ class Exchange:
         handler.send_response(answer.status)
         for name, value in answer.headers.items():
             handler.send_header(name, value)
-        handler.send_header("Content-Length", str(len(answer.body)))
+        if "Content-Length" not in answer.headers:
+            handler.send_header("Content-Length", str(len(answer.body)))
         handler.end_headers()
         if self.request.method != "HEAD":
             handler.wfile.write(answer.body[: len(answer.body) - cut])
