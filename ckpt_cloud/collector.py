@@ -31,11 +31,13 @@ from ckpt_cloud.errors import (
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.layout import (
     DATA_PREFIX,
+    PROBE,
     RANK_PREFIX,
     first_id,
     id_unix_ms,
     join,
     manifest_key,
+    names_a_key,
     next_id,
     place_of,
 )
@@ -167,6 +169,11 @@ class _Place:
     data: Sequence[tuple[str, ObjectInfo]]
     """Id and object."""
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether some save stored this, rather than a stranger whose folders are named as ids are, by a hash say."""
+        return any(names_a_key(info.key) or info.key.endswith(f"/{PROBE}") for _, info in self.data)
+
 
 @dataclass(frozen=True, slots=True)
 class _Collector:
@@ -199,6 +206,8 @@ class _Collector:
         if not any(id_ < fence for id_, _ in place.data):
             return
         seen = await read_register(self.store, under=place.path)
+        if seen.register is None and not place.is_ours:
+            return
         garbage = await self._garbage(place, seen, fence, before_s)
         if garbage and not self.result.dry_run:
             register = await move_register(
@@ -259,7 +268,7 @@ class _Collector:
         except Unsupported as error:
             self.result.skipped.append((f"unfinished uploads below {self.store.url}", str(error)))
             return
-        stale = [upload for upload in found if upload.started_unix_s < before_s and place_of(upload.key)]
+        stale = [upload for upload in found if upload.started_unix_s < before_s and names_a_key(upload.key)]
         if not self.result.dry_run:
             await _at_once(_ABORTS_AT_ONCE, (self.store.abort_upload(upload) for upload in stale))
         self.result.uploads += stale

@@ -54,6 +54,8 @@ def test_nothing_young_is_touched(run):
 def test_what_is_not_ours_is_left_alone(run):
     run.save("it", 1)
     strangers = ["notes.txt", "it/readme.md", "it/data/notes.txt", "it/data/short/0.safetensors", "COMMIT.bak"]
+    by_hash = "0" * 8 + "cdef" * 6
+    strangers += [f"it/cache/data/{by_hash}/part.bin", f"sets/data/{by_hash}/manifest.json"]
     for key in strangers:
         run.put(key)
     ckpt_cloud.gc(run.root, older_than=NOW)
