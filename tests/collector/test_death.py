@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import dying
 
 pytestmark = [
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning"),
 ]
 
