@@ -83,12 +83,18 @@ async def admit(store: ObjectStore, *, overwrite: bool, options: CommitOptions) 
     refusal = protocol.admit(seen, overwrite=overwrite, url=store.url)
     if refusal:
         raise refusal
-    if not options.allow_unsafe_commit:
-        await _check_conditions(store)
+    await check_conditions(store, options)
     return seen
 
 
-async def _check_conditions(store: ObjectStore) -> None:
+async def check_conditions(store: ObjectStore, options: CommitOptions) -> None:
+    """Refuses a store that ignores the conditions on which every change of `COMMIT` rests.
+
+    Raises:
+        Unsupported: unless `options.allow_unsafe_commit`.
+    """
+    if options.allow_unsafe_commit:
+        return
     capabilities = await store.capabilities()
     if not (capabilities.conditional_create and capabilities.conditional_replace):
         hint = (
@@ -150,8 +156,10 @@ async def move_register(
         The register for which `decide` wanted nothing more.
 
     Raises:
+        Unsupported: the store ignores conditions.
         StoreUnavailable: no clear answer within `options.deadline_s`; whoever wanted to delete anything may not.
     """
+    await check_conditions(store, options)
     give_up = time.monotonic() + options.deadline_s
     for pause in _pauses(options):
         seen = await read_register(store, under=under)

@@ -38,6 +38,16 @@ class BesideS3:
         """AbortMultipartUpload; one that is gone is not missed."""
         await in_thread(self._abort, upload)
 
+    async def delete_one_by_one(self, keys: Sequence[str]) -> None:
+        """DeleteObject of each; one that is gone is not missed."""
+        await in_thread(self._delete, keys)
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        client = self._client()
+        for key in keys:
+            with translated("delete", f"{self._location.url}/{key}"):
+                client.delete_object(Bucket=self._location.bucket, Key=join(self._location.path, key), **self._payer())
+
     async def check_listing(self) -> None:
         """Asks for a listing that seems empty once more, since anything but a listing reads as one to obstore.
 

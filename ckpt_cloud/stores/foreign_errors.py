@@ -32,7 +32,8 @@ from ckpt_cloud.errors import (
 )
 from ckpt_cloud.stores.reaching import HINT, unanswered
 
-_CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>")
+_CODE = re.compile(r"(?:<Code>\s*|\(code: )(\w+)(?:\s*</Code>|\))")
+"""In an answer, or of one key in that to a bulk delete."""
 _REGION = re.compile(r"<Region>\s*([a-z0-9-]+)\s*</Region>")
 _ENDPOINT = re.compile(r"<Endpoint>\s*(?:[^<]*\.)?s3[.-]([a-z]{2}[a-z-]*-\d)\.[^<]*</Endpoint>")
 _NO_CREDENTIALS = re.compile(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import obstore
 from obstore.store import S3Store as ObstoreS3
 
-from ckpt_cloud.errors import WrongRegion
+from ckpt_cloud.errors import Unsupported, WrongRegion
 from ckpt_cloud.format.layout import join
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores import aws
@@ -57,6 +57,13 @@ class S3Store(NativeStore):
     async def _located(self, error: WrongRegion) -> WrongRegion:
         region = await self._beside.region()
         return in_region(region, error) if region else error
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        try:
+            await super().delete(keys)
+        except Unsupported:
+            # obstore deletes in bulk only, which some servers do not implement.
+            await self._beside.delete_one_by_one(keys)
 
     async def list_uploads(self, prefix: str = "") -> Sequence[UnfinishedUpload]:
         return await self._beside.list_uploads(prefix)

@@ -25,6 +25,7 @@ class Request:
     headers: dict
     body: bytes
     target: str = ""
+    """As it was asked for, for whoever hands it on."""
 
 
 @dataclass
