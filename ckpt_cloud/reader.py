@@ -34,12 +34,13 @@ from ckpt_cloud.events import Listener, Recorder, Report
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.manifest import ItemEntry, Manifest, ObjectEntry
 from ckpt_cloud.format.register import ManifestRef
+from ckpt_cloud.items import screened
 from ckpt_cloud.metadata import check_own_shards, find_chunk, to_dcp
 from ckpt_cloud.options import StoreOptions, TransferOptions
 from ckpt_cloud.planning.load import Fetch, Want, plan_fetches
 from ckpt_cloud.session import Place, Settings, location_of, prepare, rank_location
 from ckpt_cloud.stores import supports
-from ckpt_cloud.tensors import Destination, TensorSink, dtype_of, screen_item
+from ckpt_cloud.tensors import Destination, TensorSink, dtype_of
 from ckpt_cloud.transfer.download import download
 
 
@@ -318,8 +319,7 @@ class _Reads:
         """Gives everything to the planner, after all items were screened."""
         values = [(item, value if isinstance(value, bytes) else value.tobytes()) for item, value in self.items]
         if not trust:
-            for item, value in values:
-                screen_item(item.storage_index.fqn, value)
+            values = [(item, screened(item.storage_index.fqn, value)) for item, value in values]
         for item, tensor in self.tensors:
             planner.commit_tensor(item, tensor)
         for item, value in values:

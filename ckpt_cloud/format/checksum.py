@@ -86,3 +86,20 @@ def first_bad_block(data: Buffer, first_block: int, sums: array.array[int], bloc
         if crc32c(view[at : at + block_size]) != sums[number]:
             return number
     return None
+
+
+def bad_blocks(data: Buffer, first_block: int, sums: array.array[int], block_size: int) -> list[tuple[int, int]]:
+    """Runs of blocks in `data` whose checksums differ: the first block's number, and that after the last.
+
+    Args are those of `first_bad_block`.
+    """
+    runs: list[tuple[int, int]] = []
+    view = memoryview(data)
+    for number, at in enumerate(range(0, len(view), block_size), first_block):
+        if crc32c(view[at : at + block_size]) == sums[number]:
+            continue
+        if runs and runs[-1][1] == number:
+            runs[-1] = (runs[-1][0], number + 1)
+        else:
+            runs.append((number, number + 1))
+    return runs
