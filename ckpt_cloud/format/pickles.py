@@ -8,13 +8,13 @@ scalars) can do nothing when it is opened; what is not is left to torch's own al
 from __future__ import annotations
 
 import io
-import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from ckpt_cloud.format.pickle_calls import CALLS, Node, finish_dtype, plain_global
+from ckpt_cloud.format.pickle_opcodes import opcodes
 
 MAX_DEPTH = 1000
 """Of tuples in tuples: hashing one goes as deep, on the C stack."""
@@ -69,10 +69,10 @@ def is_plain(pickled: bytes) -> bool:
     """
     machine = _Machine(hash_limit=MAX_WEIGHT + 16 * len(pickled))
     try:
-        for opcode, argument, _ in pickletools.genops(pickled):
-            machine.step(opcode.name, argument)
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise NotPlain(f"its pickle is damaged ({type(error).__name__})") from None
+        for name, argument in opcodes(pickled):
+            machine.step(name, argument)
+    except (ValueError, IndexError, KeyError) as error:
+        raise NotPlain(f"its pickle is damaged: {error}") from None
     return machine.plain
 
 
@@ -113,10 +113,8 @@ class _Machine:
             self._begun = True
         elif name in _CONSTANTS:
             self._stack.append(_CONSTANTS[name](argument))
-        elif name in _STEPS:
-            _STEPS[name](self, argument)
         else:
-            _stop(f"its pickle holds the opcode {name}, which torch.save does not write")
+            _STEPS[name](self, argument)
 
     def pop(self) -> Node:
         """The topmost value above the last mark."""
@@ -125,7 +123,7 @@ class _Machine:
         return self._stack.pop()
 
     def top(self) -> Node:
-        """As `pop`, and leaves it."""
+        """The topmost value, left where it is."""
         node = self.pop()
         self._stack.append(node)
         return node
@@ -173,9 +171,9 @@ class _Machine:
     def get(self, index: int) -> None:
         self._stack.append(self._memo[index])
 
-    def push_global(self, argument: str) -> None:
-        module, _, name = argument.partition(" ")
-        if " " in name or "." in name:
+    def push_global(self, argument: tuple[str, str]) -> None:
+        module, name = argument
+        if not module or not name or "." in name:
             raise ValueError("a malformed name")
         node = plain_global(f"{module}.{name}")
         self.plain = self.plain and (node.kind != "global" or node.text in CALLS)

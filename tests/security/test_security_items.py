@@ -209,6 +209,8 @@ def bomb(levels):
         pytest.param(b"\x80\x02ios\nsystem\n.", "INST", id="inst"),
         pytest.param(b"\x80\x02X\2\0\0\0osX\6\0\0\0system\x93.", "STACK_GLOBAL", id="stack-global"),
         pytest.param(b"\x80\x02\x82\x01.", "EXT1", id="extension"),
+        pytest.param(b"\x80\x02ctorch\n\\x53ize\n)\x85R.", "x53ize", id="escaped-name"),
+        pytest.param(b"\x80\x02ctorch\nstorage.os.system\n)\x85R.", "malformed", id="dotted-name"),
         pytest.param(b"\x80\x02cnumpy\ndtype\nX\2\0\0\0O8\x89\x88\x87R.", "numpy.dtype", id="object-dtype"),
     ],
 )
