@@ -32,6 +32,7 @@ from ckpt_cloud.errors import (
 )
 from ckpt_cloud.events import Listener, Recorder, Report
 from ckpt_cloud.format import manifest as manifests
+from ckpt_cloud.format import structure
 from ckpt_cloud.format.manifest import ItemEntry, Manifest, ObjectEntry
 from ckpt_cloud.format.register import ManifestRef
 from ckpt_cloud.items import screened
@@ -179,7 +180,8 @@ class ObjectStoreReader(StorageReader):
         if first is not None and not isinstance(first, CheckpointNotFound):
             return _Unavailable(first)
         try:
-            return self._begin(Place.at(rank_location(location_of(self._url), rank), self._settings.store))
+            own = rank_location(location_of(self._url), rank)
+            return self._begin(Place.at(own, self._settings.store), whole=False)
         except CkptCloudError as error:
             if first is None:
                 raise
@@ -262,12 +264,14 @@ class ObjectStoreReader(StorageReader):
         except Damaged as damage:
             raise await commit.explained(load.place.control, load.manifest.attempt, damage) from None
 
-    def _begin(self, place: Place) -> Metadata:
+    def _begin(self, place: Place, *, whole: bool = True) -> Metadata:
         recorder = Recorder(self._on_event)
         with recorder.phase("open"):
             given, self._given = self._given, None
             opened = given or Opened(*bridge.run(commit.open_manifest(place.control)))
-            manifest = manifests.decode(opened.data, opened.reference, f"{place.location.url}/{opened.reference.key}")
+            where = f"{place.location.url}/{opened.reference.key}"
+            manifest = manifests.decode(opened.data, opened.reference, where)
+            structure.check(manifest, where, whole=whole)
             metadata = to_dcp(manifest)
         self._load = _Load(place, manifest, recorder)
         self._error = None

@@ -107,7 +107,9 @@ def verify(
     return bridge.run(_verify(location, store or StoreOptions(), transfer or TransferOptions(), deep=deep))
 
 
-async def _verify(location: Location, options: StoreOptions, transfer: TransferOptions, *, deep: bool) -> Verification:
+async def _verify(
+    location: Location, options: StoreOptions, transfer: TransferOptions, *, deep: bool, whole: bool = True
+) -> Verification:
     control = open_store(location, options, first_contact=True)
     try:
         reference, data = await commit.open_manifest(control)
@@ -116,7 +118,7 @@ async def _verify(location: Location, options: StoreOptions, transfer: TransferO
     manifest = manifests.decode(data, reference, f"{location.url}/{reference.key}")
     found = Verification(location.url, manifest.attempt, deep, objects=len(manifest.objects))
     found.size_bytes = sum(entry.size for entry in manifest.objects)
-    found.faults += [Fault(reference.key, message) for message in faults(manifest)]
+    found.faults += [Fault(reference.key, message) for message in faults(manifest, whole=whole)]
     stored = open_store(location, options)
     whole = await _look(stored, manifest, found)
     if deep:
@@ -130,7 +132,7 @@ async def _verify_ranks(
     found = Verification(location.url, "", deep)
     for name in await control.list_children():
         if name.startswith(RANK_PREFIX):
-            found.add(await _verify(location.child(name), options, transfer, deep=deep))
+            found.add(await _verify(location.child(name), options, transfer, deep=deep, whole=False))
     return found
 
 

@@ -22,25 +22,28 @@ _Span = tuple[int, int, str]
 """First byte, end, and whose."""
 
 
-def check(manifest: Manifest, url: str) -> None:
+def check(manifest: Manifest, url: str, *, whole: bool) -> None:
     """Refuses a manifest that contradicts itself.
+
+    Args:
+        whole: it is of all ranks, so that chunks must cover their tensors.
 
     Raises:
         CorruptManifest: says the first contradiction.
     """
-    fault = next(faults(manifest), None)
+    fault = next(faults(manifest, whole=whole), None)
     if fault:
         raise CorruptManifest(f"the manifest contradicts itself: {fault}", url)
 
 
-def faults(manifest: Manifest) -> Iterator[str]:
+def faults(manifest: Manifest, *, whole: bool = True) -> Iterator[str]:
     """All contradictions, in words; in time that grows with the manifest, and without memory for what it claims."""
     yield from _object_faults(manifest)
     spans: list[list[_Span]] = [[] for _ in manifest.objects]
     for name, tensor in manifest.tensors.items():
         if name in manifest.items:
             yield f"{name[:100]!r} is both a tensor and an item"
-        fault = _tensor_fault(tensor, spans, name, tiled=manifest.ranks is None)
+        fault = _tensor_fault(tensor, spans, name, tiled=whole and manifest.ranks is None)
         if fault:
             yield f"tensor {name[:100]!r} {fault}"
     for name, item in manifest.items.items():
