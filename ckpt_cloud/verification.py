@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ckpt_cloud import bridge, commit
@@ -16,6 +16,7 @@ from ckpt_cloud.format.layout import DATA_PREFIX, RANK_PREFIX
 from ckpt_cloud.format.manifest import Manifest, ObjectEntry
 from ckpt_cloud.format.structure import faults
 from ckpt_cloud.options import StoreOptions, TransferOptions
+from ckpt_cloud.signing import Trust, TrustedKey
 from ckpt_cloud.stores import Location, ObjectInfo, ObjectStore, open_store, parse_url
 from ckpt_cloud.transfer.structured import all_or_cancel
 from ckpt_cloud.workers import in_thread
@@ -85,6 +86,8 @@ def verify(
     deep: bool = False,
     store: StoreOptions | None = None,
     transfer: TransferOptions | None = None,
+    trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
+    require_signature: bool | None = None,
 ) -> Verification:
     """Checks the checkpoint at `url` and reports all that is wrong with it.
 
@@ -97,42 +100,53 @@ def verify(
         deep: also read every byte and check it against the checksums of its blocks.
         store: as for `ObjectStoreReader`.
         transfer: its `max_requests` and `range_size` are used.
+        trusted_keys, require_signature: as for `ObjectStoreReader`; with keys, `deep` reads against what was signed.
 
     Raises:
         CheckpointNotFound, CheckpointIncomplete, CheckpointDeleted: there is nothing to check.
         CorruptCommit, CorruptManifest, Unsupported: it cannot even be opened.
+        SignatureError: it is not signed by one of the keys.
         StoreUnavailable, PermissionDenied, ...: the check did not end, so it says nothing.
     """
     location = parse_url(url)
-    return bridge.run(_verify(location, store or StoreOptions(), transfer or TransferOptions(), deep=deep))
+    how = _How(store or StoreOptions(), transfer or TransferOptions(), Trust.of(trusted_keys, require_signature), deep)
+    return bridge.run(_verify(location, how, whole=True))
 
 
-async def _verify(
-    location: Location, options: StoreOptions, transfer: TransferOptions, *, deep: bool, whole: bool = True
-) -> Verification:
-    control = open_store(location, options, first_contact=True)
+@dataclass(frozen=True, slots=True)
+class _How:
+    """What one call was given."""
+
+    store: StoreOptions
+    transfer: TransferOptions
+    signers: Trust
+    deep: bool
+
+
+async def _verify(location: Location, how: _How, *, whole: bool) -> Verification:
+    control = open_store(location, how.store, first_contact=True)
     try:
-        reference, data = await commit.open_manifest(control)
+        reference, data = await commit.open_manifest(control, how.signers.check)
     except CheckpointPerRank:
-        return await _verify_ranks(control, location, options, transfer, deep=deep)
-    manifest = manifests.decode(data, reference, f"{location.url}/{reference.key}")
-    found = Verification(location.url, manifest.attempt, deep, objects=len(manifest.objects))
+        return await _verify_ranks(control, location, how)
+    where = f"{location.url}/{reference.key}"
+    manifest = manifests.decode(data, reference, where)
+    how.signers.check_covers(manifest, where)
+    found = Verification(location.url, manifest.attempt, how.deep, objects=len(manifest.objects))
     found.size_bytes = sum(entry.size for entry in manifest.objects)
     found.faults += [Fault(reference.key, message) for message in faults(manifest, whole=whole)]
-    stored = open_store(location, options)
-    whole = await _look(stored, manifest, found)
-    if deep:
-        await _Reading(stored, found, transfer).all(whole)
+    stored = open_store(location, how.store)
+    there = await _look(stored, manifest, found)
+    if how.deep:
+        await _Reading(stored, found, how.transfer).all(there)
     return found
 
 
-async def _verify_ranks(
-    control: ObjectStore, location: Location, options: StoreOptions, transfer: TransferOptions, *, deep: bool
-) -> Verification:
-    found = Verification(location.url, "", deep)
+async def _verify_ranks(control: ObjectStore, location: Location, how: _How) -> Verification:
+    found = Verification(location.url, "", how.deep)
     for name in await control.list_children():
         if name.startswith(RANK_PREFIX):
-            found.add(await _verify(location.child(name), options, transfer, deep=deep, whole=False))
+            found.add(await _verify(location.child(name), how, whole=False))
     return found
 
 
@@ -193,7 +207,7 @@ class _Reading:
                 self._found.faults.append(Fault(entry.key, f"it went while it was read: {error.message}", start, end))
                 return
             self._found.bytes_read += len(data)
-            bad = await in_thread(bad_blocks, data, start // entry.block_size, sums, entry.block_size)
+            bad = await in_thread(bad_blocks, data, start // entry.block_size, sums, entry.block_size, entry.digests)
             if not bad:
                 return
         for low, high in bad:

@@ -16,9 +16,9 @@ _DAMAGED = 4
 _SHOWN = 50
 
 
-def run(url: str, *, deep: bool, as_json: bool) -> None:
+def run(url: str, *, deep: bool, trusted_keys: list[str] | None, as_json: bool) -> None:
     """Prints what is wrong with the checkpoint at `url`, and ends with a status that says whether anything is."""
-    found = check(url, deep=deep)
+    found = check(url, deep=deep, trusted_keys=trusted_keys)
     if as_json:
         print(msgspec.json.format(msgspec.json.encode({"ok": found.ok, **msgspec.to_builtins(found)})).decode())
     else:

@@ -104,8 +104,9 @@ class _Download:
             raise MissingObject(f"a data object should have {entry.size} bytes: {error.message}", where, hint) from None
 
     def _bad_block(self, fetch: Fetch, data: memoryview) -> int | None:
-        size = self.objects[fetch.object].block_size
-        return first_bad_block(data, fetch.start // size, self.sums[fetch.object], size)
+        entry = self.objects[fetch.object]
+        first = fetch.start // entry.block_size
+        return first_bad_block(data, first, self.sums[fetch.object], entry.block_size, entry.digests)
 
     def _mismatch(self, fetch: Fetch, block: int) -> ChecksumMismatch:
         entry = self.objects[fetch.object]
