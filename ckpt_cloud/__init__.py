@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ckpt_cloud.reader import ObjectStoreReader
     from ckpt_cloud.stores.base import UnfinishedUpload
     from ckpt_cloud.uploads import abort_uploads, list_uploads
+    from ckpt_cloud.verification import Fault, Verification, verify
     from ckpt_cloud.writer import ObjectStoreWriter
 
 _HOMES = {
@@ -27,6 +28,7 @@ _HOMES = {
     "CheckpointInfo": "catalog",
     "Collected": "collector",
     "CommitOptions": "options",
+    "Fault": "verification",
     "Garbage": "collector",
     "ObjectStoreReader": "reader",
     "ObjectStoreWriter": "writer",
@@ -36,6 +38,7 @@ _HOMES = {
     "StoreOptions": "options",
     "TransferOptions": "options",
     "UnfinishedUpload": "stores.base",
+    "Verification": "verification",
     "abort_uploads": "uploads",
     "async_save": "api",
     "delete": "collector",
@@ -46,6 +49,7 @@ _HOMES = {
     "load": "api",
     "resolve": "collector",
     "save": "api",
+    "verify": "verification",
 }
 
 __all__ = [
@@ -54,6 +58,7 @@ __all__ = [
     "CkptCloudError",
     "Collected",
     "CommitOptions",
+    "Fault",
     "Garbage",
     "ObjectStoreReader",
     "ObjectStoreWriter",
@@ -63,6 +68,7 @@ __all__ = [
     "StoreOptions",
     "TransferOptions",
     "UnfinishedUpload",
+    "Verification",
     "__version__",
     "abort_uploads",
     "async_save",
@@ -74,6 +80,7 @@ __all__ = [
     "load",
     "resolve",
     "save",
+    "verify",
 ]
 
 

@@ -34,6 +34,7 @@
     │   ├── CorruptManifest
     │   ├── CorruptCommit
     │   ├── ChecksumMismatch
+    │   ├── SignatureError          not signed, or by nobody who is trusted
     │   ├── MissingObject
     │   └── IncompleteSave          a rank reported less than its plan; not committed
     └── StoreError                  what a single store operation answered, for code that talks to stores
@@ -288,6 +289,12 @@ class ChecksumMismatch(Damaged):
     """Bytes came back other than they were saved, twice."""
 
     kind = "checksum-mismatch"
+
+
+class SignatureError(Damaged):
+    """The checkpoint is not signed, or not by a key that the reader trusts, or was changed since."""
+
+    kind = "signature"
 
 
 class MissingObject(Damaged):

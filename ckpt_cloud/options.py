@@ -208,6 +208,9 @@ class TransferOptions:
     """Unneeded bytes between two needed ranges that are read over rather than asked for apart."""
     block_size: int = 256 * KIB
     """Bytes under one CRC32C; a partial read is widened to whole blocks so that it can be verified."""
+    block_digests: bool = False
+    """Also note the SHA-256 of every block, in 32 bytes more of the manifest; about 0.6 s of one core for each GiB.
+    `sign=` sets it."""
     spread: int = 0
     """Hexadecimal digits of a hash before the id of each data object, 0 to 4: spreads a checkpoint's keys over 16,
     256, ... prefixes, for stores that limit the requests per prefix."""
