@@ -1,23 +1,10 @@
 """Real ranks: sharded state saved on some, loaded on others."""
 
-import sys
-from pathlib import Path
-
-import pytest
-
-import ckpt_cloud
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 import cases
+import pytest
 import ranks
 
-
-@pytest.fixture(autouse=True)
-def importable_in_ranks(monkeypatch):
-    """Spawned ranks import `cases` by name."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+import ckpt_cloud
 
 
 @pytest.mark.parametrize("place", ["file", pytest.param("s3", marks=pytest.mark.slow)])
