@@ -97,7 +97,8 @@ def gathered(value):
 def flat(value, path=""):
     if isinstance(value, dict):
         return {name: leaf for key, inner in value.items() for name, leaf in flat(inner, f"{path}.{key}").items()}
-    if isinstance(value, list):
+    # DCP makes lists of tuples on some of its ways.
+    if isinstance(value, list | tuple):
         return {name: leaf for key, inner in enumerate(value) for name, leaf in flat(inner, f"{path}.{key}").items()}
     return {path: value}
 

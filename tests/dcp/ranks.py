@@ -3,6 +3,7 @@
 Ranks are kept for the next function, since importing torch takes each of them seconds.
 """
 
+import gc
 import io
 import multiprocessing
 import multiprocessing.connection
@@ -18,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.planner import SavePlanner
 
-DEADLINE_S = 150
+DEADLINE_S = 100
 KEPT = 4
 """More ranks than this are not kept."""
 
@@ -133,3 +134,5 @@ def _forget():
     executor = sys.modules.get("torch.distributed.checkpoint._async_process_executor")
     if executor is not None:
         executor._CHECKPOINT_PROCESS = None
+        # A failure's traceback may still hold it.
+        gc.collect()
