@@ -178,17 +178,16 @@ def deduplicated(root):
 def checkpointer(root):
     """DCP's `_Checkpointer` on ranks, again and again with one writer and reader."""
     url = f"{root}/step"
-    own = _Checkpointer(ObjectStoreWriter(url, overwrite=True), ObjectStoreReader(url), process_group=None)
+    group = dist.new_group(backend="gloo")
+    own = _Checkpointer(ObjectStoreWriter(url, overwrite=True), ObjectStoreReader(url), process_group=group)
     wrong = []
     for step in (1, 2):
-        own.save(state(step))
+        own.async_save(state(step)).result()
         got = state(0)
         own.load(got)
         if not torch.equal(got["sharded"].full_tensor(), WHOLE * step):
             wrong.append(step)
-    own.process_group = dist.new_group(backend="gloo")
-    own.async_save(state(3)).result()
-    return [*wrong, *([] if holds(url, 3) else [3])]
+    return wrong
 
 
 def keys_on_ranks(url):

@@ -7,6 +7,7 @@ import pytest
 import ranks
 import torch
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import _version
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.planner import SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
@@ -205,6 +206,20 @@ def test_stateful_objects(file_url):
     assert torch.equal(*moments)
     assert counter.count == 7
     assert counter.weights.eq(7).all()
+
+
+def test_names_of_before_torch_2_4(file_url, monkeypatch):
+    """Lists without tensors were one item then; DCP's planner finds them again, and so does ours."""
+    state = {"a": {"numbers": [1, 2, 3], "w": torch.ones(2)}}
+    with monkeypatch.context() as old:
+        old.setattr(_version, "_derived_version", "2_3")
+        ckpt_cloud.save(state, checkpoint_id=file_url)
+    assert set(ObjectStoreReader(file_url).read_metadata().state_dict_metadata) == {"a.numbers", "a.w"}
+    for planner in (DefaultLoadPlanner(), None):
+        loaded = {"a": {"numbers": [0, 0, 0], "w": torch.zeros(2)}}
+        ckpt_cloud.load(loaded, checkpoint_id=file_url, planner=planner)
+        assert loaded["a"]["numbers"] == [1, 2, 3]
+        assert loaded["a"]["w"].eq(1).all()
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning")
