@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ckpt_cloud.events import BytesMoved, PhaseEnded, Report
     from ckpt_cloud.options import CommitOptions, RetryOptions, StoreOptions, TransferOptions
     from ckpt_cloud.reader import ObjectStoreReader
+    from ckpt_cloud.selection import LoadResult, SelectiveLoadPlanner
     from ckpt_cloud.stores.base import UnfinishedUpload
     from ckpt_cloud.uploads import abort_uploads, list_uploads
     from ckpt_cloud.verification import Fault, Verification, verify
@@ -30,11 +31,13 @@ _HOMES = {
     "CommitOptions": "options",
     "Fault": "verification",
     "Garbage": "collector",
+    "LoadResult": "selection",
     "ObjectStoreReader": "reader",
     "ObjectStoreWriter": "writer",
     "PhaseEnded": "events",
     "Report": "events",
     "RetryOptions": "options",
+    "SelectiveLoadPlanner": "selection",
     "StoreOptions": "options",
     "TransferOptions": "options",
     "UnfinishedUpload": "stores.base",
@@ -60,11 +63,13 @@ __all__ = [
     "CommitOptions",
     "Fault",
     "Garbage",
+    "LoadResult",
     "ObjectStoreReader",
     "ObjectStoreWriter",
     "PhaseEnded",
     "Report",
     "RetryOptions",
+    "SelectiveLoadPlanner",
     "StoreOptions",
     "TransferOptions",
     "UnfinishedUpload",

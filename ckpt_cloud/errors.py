@@ -214,9 +214,16 @@ class PlanMismatch(FixRequest):
 
 
 class StateMismatch(FixRequest, ValueError):
-    """Keys, shapes or dtypes of the state to load into differ from the checkpoint."""
+    """Keys, shapes or dtypes of the state to load into differ from the checkpoint.
+
+    Attributes:
+        missing_keys: all that a rank's state has and the checkpoint has not, by the state's names.
+        unexpected_keys: all that only the checkpoint has, by its own names.
+    """
 
     kind = "state-mismatch"
+    missing_keys: tuple[str, ...] = ()
+    unexpected_keys: tuple[str, ...] = ()
 
 
 class UntrustedItem(FixRequest):
