@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
-from bench_dcp import machine, report
+from bench_dcp import machine, plot, report
 from bench_dcp.backends import BACKENDS, PEERS
-from bench_dcp.bench import Bench, start_line
-from bench_dcp.suites import SUITES
+from bench_dcp.bench import Bench, reason, start_line
+from bench_dcp.suites import STORING, SUITES
 
 
 def main() -> None:
     """Parses the command line, measures, reports."""
     args = _arguments()
     if args.markdown:
-        print(report.markdown(*report.read_json(args.markdown)), end="")
+        print(report.markdown(report.Result.read(args.markdown)), end="")
         return
     began = machine.describe()
     names = args.suites or list(SUITES)
-    stored = args.gib * (len(args.peers) + 2) if {"load", "cloud"} & set(names) else 1.0
+    stored = args.gib * (len(args.peers) + 2) if STORING & set(names) else 1.0
     with start_line(stored_gib=stored, state_gib=args.gib) as line:
         bench = Bench(line, args.rounds, args.gib, args.peers)
         for name in names:
@@ -31,11 +32,15 @@ def main() -> None:
             except KeyboardInterrupt:
                 bench.skip(f"{name}: interrupted")
                 break
+            except subprocess.SubprocessError as error:
+                bench.skip(f"{name}: {reason(error)}")
     settings: dict[str, object] = {"suites": " ".join(names), "rounds": args.rounds, "gib": args.gib}
-    report.write_json(args.json, began, settings, bench.skipped, bench.runs)
-    for table in report.tables(bench.runs):
+    result = report.Result(began, settings, bench.skipped, bench.profiles, bench.runs)
+    result.write(args.json)
+    plot.draw(bench.runs, args.png)
+    for table in report.tables(result):
         Console(width=None if sys.stdout.isatty() else 140).print(table)
-    print(f"{args.json} has it all (scripts/bench --markdown {args.json})")
+    print(f"{args.json} has it all (as Markdown: scripts/bench --markdown {args.json}); {args.png} shows the speeds")
 
 
 def _arguments() -> argparse.Namespace:

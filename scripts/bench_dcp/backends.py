@@ -78,4 +78,16 @@ BACKENDS: dict[str, Callable[[str], tuple[Any, Any]]] = {
     "multi_storage_client": multi_storage_client,
     "fsspec": fsspec,
 }
+"""All that can be compared, by name."""
 PEERS = ("s3torchconnector", "multi_storage_client", "fsspec")
+
+
+def calls(backend: str) -> Any:
+    """The module whose `save`, `load` and `async_save` a user of `backend` calls."""
+    if backend.startswith(OURS):
+        import ckpt_cloud
+
+        return ckpt_cloud
+    from torch.distributed import checkpoint
+
+    return checkpoint

@@ -48,6 +48,7 @@ class Bench:
     skipped: list[str] = field(default_factory=list)
     stored: set[str] = field(default_factory=set)
     """URLs that are already there to be loaded."""
+    profiles: dict[str, Any] = field(default_factory=dict)
 
     def in_turn(self, suite: str, case: str, jobs: Sequence[Job], *, rounds: int | None = None) -> None:
         """Everyone once a round, so that a slow minute of the machine hits all alike.
@@ -64,7 +65,7 @@ class Bench:
                     self.runs.add(Run(suite, case, job.who, number, self.run(job, number)))
                 except subprocess.SubprocessError as error:
                     failed.add(job.who)
-                    self.skip(f"{case}: {job.who} failed: {_reason(error)}")
+                    self.skip(f"{case}: {job.who} failed: {reason(error)}")
 
     def run(self, job: Job, number: int = 0) -> Figures:
         """One job in a fresh process; `{round}` in its arguments is replaced."""
@@ -97,8 +98,7 @@ def in_process(task: str, arguments: Mapping[str, Any], env: Mapping[str, str]) 
     done = subprocess.run(
         command,
         env={**_clean_environment(), **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         check=True,
         text=True,
         timeout=_TIMEOUT_S,
@@ -134,7 +134,8 @@ def _clean_environment() -> dict[str, str]:
     return {"OMP_NUM_THREADS": "1", **kept}
 
 
-def _reason(error: subprocess.SubprocessError) -> str:
+def reason(error: subprocess.SubprocessError) -> str:
+    """The last thing that a failed process said."""
     if isinstance(error, subprocess.CalledProcessError):
         last = [text for text in (error.stderr or "").splitlines() if text.strip()][-1:]
         return last[0] if last else f"exit status {error.returncode}"

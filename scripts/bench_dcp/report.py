@@ -4,35 +4,49 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from bench_dcp.backends import OURS
-from bench_dcp.runs import Figures, Runs, cpu_per_gib, faster, growth_mib, speed
+from bench_dcp.runs import GIB, Figures, Runs, cpu_per_gib, faster, growth_mib, speed
 from bench_dcp.targets import Verdict, judge
 
 Row = tuple[str, ...]
 
 
-def write_json(
-    path: Path, machine: dict[str, object], settings: dict[str, object], skipped: list[str], runs: Runs
-) -> None:
-    """Everything, so that tables, plots and targets can be made again from it."""
-    verdicts = [
-        {"number": v.number, "what": v.what, "value": v.value, "sense": v.sense, "bound": v.bound, "met": v.met}
-        for v in judge(runs)
-    ]
-    value = {"machine": machine, "settings": settings, "skipped": skipped, "targets": verdicts, "runs": runs.to_json()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=1) + "\n")
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One call of scripts/bench; tables, plots and targets can be made again from its file."""
 
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    skipped: list[str]
+    profiles: dict[str, Any]
+    runs: Runs
 
-def read_json(path: Path) -> tuple[dict[str, Any], Runs]:
-    """What `write_json` wrote."""
-    value = json.loads(path.read_text())
-    return value, Runs.from_json(value["runs"])
+    def write(self, path: Path) -> None:
+        """As JSON, with the verdicts that follow from it."""
+        targets = [{**asdict(verdict), "met": verdict.met} for verdict in judge(self.runs)]
+        value = {
+            "machine": self.machine,
+            "settings": self.settings,
+            "skipped": self.skipped,
+            "targets": targets,
+            "profiles": self.profiles,
+            "runs": self.runs.to_json(),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value, indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Result:
+        """What `write` wrote."""
+        value = json.loads(path.read_text())
+        rest = (value[name] for name in ("machine", "settings", "skipped", "profiles"))
+        return cls(*rest, Runs.from_json(value["runs"]))
 
 
 SPEED_HEAD = ("", "who", "wall s", "GiB/s", "CPU s/GiB", "peak growth MiB", f"{OURS} is faster")
@@ -89,9 +103,42 @@ def target_rows(verdicts: list[Verdict]) -> Iterator[Row]:
         yield (str(v.number), v.what, f"{_number(v.value)}{unit}", wanted, "pass" if v.met else "MISS")
 
 
-def tables(runs: Runs) -> Iterator[Table]:
+ASYNC_HEAD = ("", "who", "one copy s", "blocked s", "blocked ÷ copy", "peak GiB", "second save", "peak of both GiB")
+
+
+def async_rows(runs: Runs) -> Iterator[Row]:
+    """What an asynchronous save costs the training thread, and memory above the state."""
+    for who in runs.cases().get("async", []):
+        columns: tuple[tuple[Callable[[Figures], float], str], ...] = (
+            (lambda f: f["copy_s"], "{:.2f}"),
+            (lambda f: f["blocked_s"], "{:.2f}"),
+            (lambda f: f["blocked_s"] / f["copy_s"], "{:.2f}"),
+            (lambda f: f["first_peak"] / GIB, "{:.2f}"),
+        )
+        refused = runs.median("async", who, lambda f: f["second_refused"])
+        second = "refused" if refused else _text(runs.median("async", who, lambda f: f["second_blocked_s"]), "{:.2f} s")
+        peak = _text(runs.median("async", who, lambda f: f["second_peak"] / GIB), "{:.2f}")
+        yield ("async", who, *(_text(runs.median("async", who, value), form) for value, form in columns), second, peak)
+
+
+PROFILE_HEAD = ("", "where", "what", "s", "of the wall time")
+
+
+def profile_rows(profiles: dict[str, Any]) -> Iterator[Row]:
+    """Phases follow each other; threads and functions run beside each other."""
+    for direction, found in profiles.items():
+        named = [("phase", name, seconds) for name, seconds in found["phases"].items()]
+        named += [("CPU of threads", name, seconds) for name, seconds in found["threads"].items() if seconds >= 0.01]
+        named += [(f"in {thread}", place, seconds) for thread, place, seconds in found["functions"]]
+        yield (direction, "in all", "wall", f"{found['wall_s']:.2f}", "100%")
+        yield (direction, "in all", "CPU", f"{found['cpu_s']:.2f}", f"{found['cpu_s'] / found['wall_s']:.0%}")
+        for where, what, seconds in named:
+            yield (direction, where, what, f"{seconds:.2f}", f"{seconds / found['wall_s']:.0%}")
+
+
+def tables(result: Result) -> Iterator[Table]:
     """For a terminal."""
-    for title, head, rows in _sections(runs):
+    for title, head, rows in _sections(result):
         table = Table(*head, title=title, title_justify="left")
         for row in rows:
             style = {"pass": "green", "MISS": "bold red"}.get(row[-1], "bold" if row[1] == OURS else "")
@@ -99,29 +146,31 @@ def tables(runs: Runs) -> Iterator[Table]:
         yield table
 
 
-def markdown(value: dict[str, Any], runs: Runs) -> str:
+def markdown(result: Result) -> str:
     """The same tables, with the machine and the versions."""
-    machine = value["machine"]
+    machine = result.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    settings = ", ".join(f"{name} {setting}" for name, setting in value["settings"].items())
-    parts = [
-        f"{machine['date']}; {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
-        f"{machine['system']}; Python {machine['python']}, {versions}; {settings}.",
-    ]
-    for title, head, rows in _sections(runs):
+    settings = ", ".join(f"{name} {setting}" for name, setting in result.settings.items())
+    computer = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}"
+    load = f"load average {machine['load_average']} before the run"
+    parts = [f"{machine['date']}; {computer}, {load}; Python {machine['python']}, {versions}; {settings}."]
+    for title, head, rows in _sections(result):
         parts.append(f"**{title}**\n\n" + "\n".join(_line(cells) for cells in (head, ("---",) * len(head), *rows)))
-    parts += [f"Not measured: {why}" for why in value["skipped"]]
+    parts += [f"Not measured: {why}" for why in result.skipped]
     return "\n\n".join(parts) + "\n"
 
 
-def _sections(runs: Runs) -> Iterator[tuple[str, Row, list[Row]]]:
+def _sections(result: Result) -> Iterator[tuple[str, Row, list[Row]]]:
+    runs = result.runs
     for title, head, rows in (
-        ("Speed, processor and memory (medians)", SPEED_HEAD, list(speed_rows(runs))),
-        ("Resharding", RESHARD_HEAD, list(reshard_rows(runs))),
-        ("Targets", TARGET_HEAD, list(target_rows(judge(runs)))),
+        ("Speed, processor and memory (medians)", SPEED_HEAD, speed_rows(runs)),
+        ("Resharding", RESHARD_HEAD, reshard_rows(runs)),
+        ("Asynchronous saves", ASYNC_HEAD, async_rows(runs)),
+        ("Where the time goes", PROFILE_HEAD, profile_rows(result.profiles)),
+        ("Targets", TARGET_HEAD, target_rows(judge(runs))),
     ):
-        if rows:
-            yield title, head, rows
+        if found := list(rows):
+            yield title, head, found
 
 
 def _line(cells: Row) -> str:

@@ -20,6 +20,11 @@ def llama(gib: float = 1.0) -> State:
     return {name: filled(name, shape) for name, shape in _llama_shapes(gib).items()}
 
 
+def strided(gib: float = 1.0) -> State:
+    """The same, with matrices that are views of their transpose, so that saving has to copy them."""
+    return {name: filled(name, shape[::-1]).T for name, shape in _llama_shapes(gib).items()}
+
+
 def llama_bytes(gib: float) -> int:
     """Bytes of `llama(gib)`."""
     return sum(4 * math.prod(shape) for shape in _llama_shapes(gib).values())
@@ -51,7 +56,7 @@ def tiny(gib: float = 0.0) -> State:
     return {"t": filled("tiny", (1024,)), "s": 1.0}
 
 
-STATES = {"llama": llama, "small": small, "tiny": tiny}
+STATES = {"llama": llama, "strided": strided, "small": small, "tiny": tiny}
 
 
 def filled(name: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
+from bench_dcp import line as lines
 from bench_dcp.backends import OURS
-from bench_dcp.bench import Bench, Job
+from bench_dcp.bench import Bench, Job, available_gib, in_process
 from bench_dcp.line import Name
-from bench_dcp.runs import LIMIT
+from bench_dcp.runs import LIMIT, Run
 from bench_dcp.states import llama_bytes
 
 _Setting = tuple[int, int]
@@ -15,6 +19,11 @@ _Setting = tuple[int, int]
 _UP: tuple[_Setting, ...] = ((8, 16), (16, 8), (16, 16), (32, 8))
 _DOWN: tuple[_Setting, ...] = ((8, 8), (16, 4), (16, 8), (32, 4))
 _CLOUD: tuple[_Setting, ...] = ((8, 32), (8, 64), (16, 16), (16, 32), (16, 64))
+
+_LARGE = 8
+"""Times the size that memory is measured with as well."""
+_ROOM_GIB = 4.0
+"""Memory to be free beyond the state itself."""
 
 
 def save(bench: Bench) -> None:
@@ -45,7 +54,71 @@ def small(bench: Bench) -> None:
         bench.in_turn("small", f"small {direction}", [*jobs, Job("planning", "planning", "direct", nothing)])
 
 
-SUITES: dict[str, Callable[[Bench], None]] = {"save": save, "load": load, "cloud": cloud, "small": small}
+def memory(bench: Bench) -> None:
+    """Peak memory beyond the state, for a small and a large one; `strided` ones have to be copied on their way."""
+    for gib in (bench.gib, _LARGE * bench.gib):
+        if available_gib() < gib + _ROOM_GIB:
+            bench.skip(f"memory {gib:g} GiB: under {gib + _ROOM_GIB:.0f} GiB of memory are free")
+            continue
+        sized = dataclasses.replace(bench, gib=gib)
+        for state in ("llama", "strided"):
+            case = f"memory save {gib:g} GiB {state}"
+            bench.in_turn("memory", case, [_save(sized, OURS, state, "sink")], rounds=1)
+        # The server's copy of the large one is better kept on disk.
+        with tempfile.TemporaryDirectory(prefix="bench-") as directory, lines.start(Path(directory)) as line:
+            on_disk = dataclasses.replace(sized, line=line, stored=set())
+            job = _load(on_disk, OURS, "llama", "direct")
+            on_disk.in_turn("memory", f"memory load {gib:g} GiB llama", [job], rounds=1)
+
+
+def reshard(bench: Bench) -> None:
+    """Bytes fetched by 3 and by 8 ranks of what 4 have saved, row-wise, column-wise and both."""
+    backends = [OURS, *(peer for peer in bench.peers if peer != "multi_storage_client")]
+    same = {"backends": backends, "root": "s3://bench/reshard", "counter_url": bench.line.counter_url}
+    env = bench.line.env("counted")
+    in_process("reshard", {"direction": "save", "world": 4, **same}, env)
+    for world in (3, 8):
+        found = in_process("reshard", {"direction": "load", "world": world, **same}, env)
+        for kind, by_backend in found.items():
+            for who, figures in by_backend.items():
+                bench.runs.add(Run("reshard", f"reshard {kind} 4 → {world}", who, 0, figures))
+
+
+def async_save(bench: Bench) -> None:
+    """What the training thread pays; uploads take the cloud's line, so that they last."""
+    jobs = []
+    for who in (OURS, *(peer for peer in bench.peers if peer == "fsspec")):
+        arguments = {"backend": who, "gib": bench.gib, "url": f"s3://bench/async/{who}-{{round}}"}
+        jobs.append(Job(who, "async_save", "sink_cloud", arguments))
+    bench.in_turn("async", "async", jobs)
+
+
+def manifest(bench: Bench) -> None:
+    """A million chunks."""
+    bench.in_turn("manifest", "manifest", [Job(OURS, "manifest", "counted", {})])
+
+
+def profile(bench: Bench) -> None:
+    """Where a second of saving and of loading goes."""
+    _load(bench, OURS, "llama", "direct")
+    for direction, line, url in (("save", "sink", "s3://bench/profile"), ("load", "direct", _stored("llama", OURS))):
+        arguments = {"direction": direction, "state": "llama", "gib": bench.gib, "url": url}
+        bench.profiles[direction] = in_process("profile", arguments, bench.line.env(line))
+
+
+SUITES: dict[str, Callable[[Bench], None]] = {
+    "save": save,
+    "load": load,
+    "cloud": cloud,
+    "small": small,
+    "memory": memory,
+    "reshard": reshard,
+    "async": async_save,
+    "manifest": manifest,
+    "profile": profile,
+}
+STORING = frozenset({"load", "cloud"})
+"""Suites that need room for every backend's checkpoint."""
 
 
 def _everyone(bench: Bench) -> tuple[str, ...]:
@@ -60,10 +133,14 @@ def _save(bench: Bench, who: str, state: str, line: Name) -> Job:
 
 def _load(bench: Bench, who: str, state: str, line: Name) -> Job:
     """Of what the same backend wrote."""
-    url = f"s3://bench/stored/{state}/{who}"
+    url = _stored(state, who)
     arguments = {"backend": who, "state": state, "gib": bench.gib, "url": url}
     bench.store(url, Job(who, "transfer", "direct", {"direction": "save", **arguments}))
     return Job(who, "transfer", line, {"direction": "load", **arguments})
+
+
+def _stored(state: str, who: str) -> str:
+    return f"s3://bench/stored/{state}/{who}"
 
 
 def _bare(bench: Bench, direction: str, line: Name, settings: tuple[_Setting, ...]) -> list[Job]:

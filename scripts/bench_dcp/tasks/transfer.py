@@ -1,12 +1,10 @@
-"""One `dcp.save` or `dcp.load` of a state through a backend, after a tiny one that wakes up imports and connections."""
+"""One `save` or `load` of a state through a backend, after a tiny one that wakes up imports and connections."""
 
 from __future__ import annotations
 
 import os
 
-from torch.distributed import checkpoint as dcp
-
-from bench_dcp.backends import BACKENDS
+from bench_dcp.backends import BACKENDS, calls
 from bench_dcp.meter import Meter
 from bench_dcp.states import STATES, digest, size_bytes, wipe
 
@@ -19,12 +17,12 @@ def run(direction: str, backend: str, state: str, gib: float, url: str) -> dict[
     meter = Meter()
     if direction == "save":
         with meter:
-            dcp.save(values, storage_writer=writer)
+            calls(backend).save(values, storage_writer=writer)
     else:
         expected = digest(values)
         wipe(values)
         with meter:
-            dcp.load(values, storage_reader=reader)
+            calls(backend).load(values, storage_reader=reader)
         wrong = [name for name, value in digest(values).items() if value != expected[name]]
         if wrong:
             raise SystemExit(f"{backend} loaded wrong values: {', '.join(wrong[:5])}")
@@ -35,6 +33,6 @@ def wake_up(direction: str, backend: str, url: str) -> None:
     """A training job saves many times, so what only the first save costs is left out, for all alike."""
     writer, reader = BACKENDS[backend](f"{url}-tiny-{os.getpid()}")
     state = STATES["tiny"]()
-    dcp.save(state, storage_writer=writer)
+    calls(backend).save(state, storage_writer=writer)
     if direction == "load":
-        dcp.load(state, storage_reader=reader)
+        calls(backend).load(state, storage_reader=reader)
