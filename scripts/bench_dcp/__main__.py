@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ def main() -> None:
     if args.markdown:
         print(report.markdown(report.Result.read(args.markdown)), end="")
         return
+    # As Ctrl-C does: servers are stopped, and what was measured so far is reported.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = machine.describe()
     names = args.suites or list(SUITES)
     stored = args.gib * (len(args.peers) + 2) if STORING & set(names) else 1.0

@@ -121,19 +121,22 @@ def async_rows(runs: Runs) -> Iterator[Row]:
         yield ("async", who, *(_text(runs.median("async", who, value), form) for value, form in columns), second, peak)
 
 
-PROFILE_HEAD = ("", "where", "what", "s", "of the wall time")
+PROFILE_HEAD = ("", "where", "what", "s", "share")
+_LEAST_SHARE = 0.01
 
 
 def profile_rows(profiles: dict[str, Any]) -> Iterator[Row]:
-    """Phases follow each other; threads and functions run beside each other."""
+    """Phases as a share of the wall time, what threads and functions used as a share of all CPU time."""
     for direction, found in profiles.items():
-        named = [("phase", name, seconds) for name, seconds in found["phases"].items()]
-        named += [("CPU of threads", name, seconds) for name, seconds in found["threads"].items() if seconds >= 0.01]
-        named += [(f"in {thread}", place, seconds) for thread, place, seconds in found["functions"]]
-        yield (direction, "in all", "wall", f"{found['wall_s']:.2f}", "100%")
-        yield (direction, "in all", "CPU", f"{found['cpu_s']:.2f}", f"{found['cpu_s'] / found['wall_s']:.0%}")
-        for where, what, seconds in named:
-            yield (direction, where, what, f"{seconds:.2f}", f"{seconds / found['wall_s']:.0%}")
+        wall, cpu = found["wall_s"], found["cpu_s"]
+        named = [("phase", name, seconds, wall) for name, seconds in found["phases"].items()]
+        named += [("CPU of threads", name, seconds, cpu) for name, seconds in found["threads"]]
+        named += [(f"CPU in {thread}", place, seconds, cpu) for thread, place, seconds in found["functions"]]
+        yield (direction, "in all", "wall", f"{wall:.2f}", "")
+        yield (direction, "in all", "CPU", f"{cpu:.2f}", "")
+        for where, what, seconds, whole in named:
+            if seconds >= _LEAST_SHARE * whole:
+                yield (direction, where, what, f"{seconds:.3f}", f"{seconds / whole:.0%}")
 
 
 def tables(result: Result) -> Iterator[Table]:

@@ -1,4 +1,4 @@
-"""Where the seconds of one save or load go: phases, CPU by thread, and Python functions by samples."""
+"""Where the seconds of one save or load go: phases, CPU by thread, and by Python function."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from bench_dcp.meter import Meter
 from bench_dcp.states import STATES, size_bytes
 from bench_dcp.tasks.transfer import wake_up
 
-_EVERY_S = 0.004
+_EVERY_S = 0.006
 _TOP = 12
-_WAITS = ("threading.py", "selectors.py", "queue.py", "concurrent/futures/thread.py")
 _TASKS = Path("/proc/self/task")
 
 
 def run(direction: str, state: str, gib: float, url: str) -> dict[str, Any]:
-    """Figures, the reader's or writer's own phases, CPU seconds by thread, and seconds by function."""
+    """Figures, the reader's or writer's own phases, CPU seconds by thread and by function."""
     wake_up(direction, OURS, url)
     values = STATES[state](gib)
     writer, reader = BACKENDS[OURS](url)
@@ -36,64 +35,64 @@ def run(direction: str, state: str, gib: float, url: str) -> dict[str, Any]:
         **meter.figures,
         "bytes": size_bytes(values),
         "phases": report.phases,
-        "threads": dict(sampler.cpu_s().most_common()),
-        "functions": [(*key, seconds) for key, seconds in sampler.seconds().most_common(_TOP)],
+        "threads": sampler.threads(),
+        "functions": sampler.functions(),
     }
 
 
 class _Sampler:
-    """Looks at all threads every 4 ms; threads of libraries have names but no Python frames."""
+    """Asks the kernel every few milliseconds what each thread has used, and charges it to the function it is in.
+
+    A thread that waits uses nothing. Threads of libraries have names, but no Python functions.
+    """
 
     def __init__(self) -> None:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
-        self._seen: collections.Counter[tuple[str, str]] = collections.Counter()
-        self._first: dict[str, int] = {}
-        self._last: dict[str, int] = {}
-        self._names: dict[str, str] = {}
-        self._looks = 0
+        self._used: dict[str, int] = {}
+        """Nanoseconds by task, at the last look."""
+        self._by_thread: collections.Counter[str] = collections.Counter()
+        self._by_function: collections.Counter[tuple[str, str]] = collections.Counter()
 
     def __enter__(self) -> None:
-        self._look_at_cpu()
-        self._first = dict(self._last)
+        self._look()
+        self._by_thread.clear()
+        self._by_function.clear()
         self._thread.start()
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-        self._look_at_cpu()
+        self._look()
 
-    def cpu_s(self) -> collections.Counter[str]:
-        """CPU seconds by the name of the thread."""
-        total: collections.Counter[str] = collections.Counter()
-        for task, spent in self._last.items():
-            total[self._names[task]] += (spent - self._first.get(task, 0)) / 1e9
-        del total["sampler"]
-        return total
+    def threads(self) -> list[tuple[str, float]]:
+        """CPU seconds by the name of the thread, most first."""
+        return [(name, spent / 1e9) for name, spent in self._by_thread.most_common()]
 
-    def seconds(self) -> collections.Counter[tuple[str, str]]:
-        """Wall seconds in which a thread was in a function and not waiting, by thread and function."""
-        return collections.Counter({key: count * _EVERY_S for key, count in self._seen.items()})
+    def functions(self) -> list[tuple[str, str, float]]:
+        """CPU seconds by thread and Python function, with what they call in other languages, most first."""
+        return [(*key, spent / 1e9) for key, spent in self._by_function.most_common(_TOP)]
 
     def _run(self) -> None:
         while not self._over.wait(_EVERY_S):
-            names = {thread.ident: thread.name for thread in threading.enumerate()}
-            for ident, frame in sys._current_frames().items():
-                name = names.get(ident, "?")
-                if name != "sampler" and not frame.f_code.co_filename.endswith(_WAITS):
-                    self._seen[_plain(name), _place(frame)] += 1
-            self._looks += 1
-            if self._looks % 10 == 0:
-                self._look_at_cpu()
+            self._look()
 
-    def _look_at_cpu(self) -> None:
-        python = {str(thread.native_id): _plain(thread.name) for thread in threading.enumerate()}
+    def _look(self) -> None:
+        frames = sys._current_frames()
+        threads = {str(thread.native_id): thread for thread in threading.enumerate()}
         for task in _TASKS.iterdir():
             try:
-                self._last[task.name] = int((task / "schedstat").read_text().split()[0])
-                self._names[task.name] = python.get(task.name) or (task / "comm").read_text().strip()
+                used = int((task / "schedstat").read_text().split()[0])
+                thread = threads.get(task.name)
+                name = _plain(thread.name if thread else (task / "comm").read_text().strip())
             except OSError:
                 continue  # it has ended
+            spent = used - self._used.get(task.name, 0)
+            self._used[task.name] = used
+            if spent and name != "sampler":
+                self._by_thread[name] += spent
+                if thread and (frame := frames.get(thread.ident or 0)):
+                    self._by_function[name, _place(frame)] += spent
 
 
 def _plain(name: str) -> str:

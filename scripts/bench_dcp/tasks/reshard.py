@@ -36,7 +36,7 @@ def run(direction: str, world: int, backends: Sequence[str], root: str, counter_
     with tempfile.TemporaryDirectory() as meeting:
         arguments = (meeting, direction, world, tuple(backends), root, counter_url)
         mp.start_processes(_rank, arguments, nprocs=world, start_method="spawn")
-        result: dict[str, Any] = torch.load(Path(meeting, "figures.pt"))  # noqa: TID251 - our own, of a moment ago
+        result: dict[str, Any] = torch.load(Path(meeting, "figures.pt"))
     return result
 
 
