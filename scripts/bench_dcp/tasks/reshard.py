@@ -22,7 +22,8 @@ from bench_dcp.states import filled
 Layout = tuple[tuple[int, ...], Sequence[Placement]]
 """Shape of the device mesh, and what each of its dimensions does to a matrix."""
 
-_WIDTH, _LAYERS = 1024, 2
+_SHAPES = {"q": (2048, 2048), "k": (512, 2048), "up": (8192, 2048), "down": (2048, 8192)}
+"""Of one layer of a model with 1B parameters, in fp32: 148 MiB."""
 KINDS = ("row", "column", "2-D")
 _GRIDS = {4: (2, 2), 3: (3, 1), 8: (2, 4)}
 
@@ -82,11 +83,9 @@ def _load(layout: Layout, backend: str, url: str, counter_url: str) -> dict[str,
 def _state(layout: Layout) -> dict[str, DTensor]:
     grid, placements = layout
     mesh = init_device_mesh("cpu", grid)
-    shapes = {"attention": (_WIDTH, _WIDTH), "up": (4 * _WIDTH, _WIDTH), "down": (_WIDTH, 4 * _WIDTH)}
     return {
-        f"{layer}.{name}": distribute_tensor(filled(f"{layer}.{name}", shape), mesh, placements, src_data_rank=None)
-        for layer in range(_LAYERS)
-        for name, shape in shapes.items()
+        name: distribute_tensor(filled(name, shape), mesh, placements, src_data_rank=None)
+        for name, shape in _SHAPES.items()
     }
 
 
