@@ -44,15 +44,15 @@ def draw(runs: Runs, path: Path) -> bool:
 
 def _panel(axes: Axes, runs: Runs, case: str) -> None:
     in_seconds = case.startswith("small")
-    whos = [who for who in runs.cases()[case] if not who.startswith(LIMIT)][::-1]
-    values = [runs.median(case, who, lambda f: f["wall_s"] if in_seconds else speed(f)) or 0.0 for who in whos]
-    bars = axes.barh(whos, values, color=[BLUE if who == OURS else GREY for who in whos], height=0.62)
+    clients = [who for who in runs.cases()[case] if not who.startswith(LIMIT)][::-1]
+    values = [runs.median(case, who, lambda f: f["wall_s"] if in_seconds else speed(f)) or 0.0 for who in clients]
+    bars = axes.barh(clients, values, color=[BLUE if who == OURS else GREY for who in clients], height=0.62)
     axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
     limit = runs.limit(case)
     if limit is not None:
         fastest = runs.median(case, limit, speed) or 0.0
         axes.axvline(fastest, color=ORANGE, lw=1.5, ls="--")
-        axes.text(fastest, len(whos) - 0.45, f"bare {limit} ", color=ORANGE, fontsize=8, ha="right", va="bottom")
+        axes.text(fastest, len(clients) - 0.45, f"bare {limit} ", color=ORANGE, fontsize=8, ha="right", va="bottom")
         values.append(fastest)
     axes.set_xlim(0, 1.14 * max(values))
     axes.set_title(f"{_PANELS[case]}, {'seconds' if in_seconds else 'GiB/s'}", loc="left", fontsize=10, pad=14)

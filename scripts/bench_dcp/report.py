@@ -54,9 +54,9 @@ SPEED_HEAD = ("", "who", "wall s", "GiB/s", "CPU s/GiB", "peak growth MiB", f"{O
 
 def speed_rows(runs: Runs) -> Iterator[Row]:
     """Medians by case and backend, the bare transport with its fastest setting only."""
-    for case, whos in runs.cases().items():
+    for case, clients in runs.cases().items():
         limit = runs.limit(case)
-        for who in whos:
+        for who in clients:
             if who == limit or not who.startswith("obstore"):
                 yield from _speed_row(runs, case, who)
 
@@ -80,9 +80,9 @@ RESHARD_HEAD = ("", "who", "needed MiB", "fetched MiB", "fetched ÷ needed", "re
 
 def reshard_rows(runs: Runs) -> Iterator[Row]:
     """Bytes that resharding loads fetched."""
-    for case, whos in runs.cases().items():
+    for case, clients in runs.cases().items():
         if case.startswith("reshard "):
-            for who in whos:
+            for who in clients:
                 columns: tuple[tuple[Callable[[Figures], float], str], ...] = (
                     (lambda f: f["needed"] / (1 << 20), "{:.1f}"),
                     (lambda f: f["fetched"] / (1 << 20), "{:.1f}"),

@@ -47,9 +47,9 @@ class Runs:
         """Who was measured in each case, in order."""
         found: dict[str, list[str]] = {}
         for run in self._runs:
-            whos = found.setdefault(run.case, [])
-            if run.who not in whos:
-                whos.append(run.who)
+            clients = found.setdefault(run.case, [])
+            if run.who not in clients:
+                clients.append(run.who)
         return found
 
     def median(self, case: str, who: str, value: Callable[[Figures], float]) -> float | None:

@@ -51,8 +51,8 @@ def judge(runs: Runs) -> list[Verdict]:
         found += _at_most(4, f"{case}: beyond DCP's planning", value, extra, "s")
         for peer in PEERS:
             found += _faster(runs, 4, case, peer, 3.0)
-    for case, whos in runs.cases().items():
-        if case.startswith("memory ") and OURS in whos:
+    for case, clients in runs.cases().items():
+        if case.startswith("memory ") and OURS in clients:
             value = runs.median(case, OURS, growth_mib)
             found += _at_most(5, f"{case}: peak beyond the state", value, BUDGET_MIB + SLACK_MIB, "MiB")
     return [*found, *_later(runs)]
