@@ -135,8 +135,8 @@ def _clean_environment() -> dict[str, str]:
 
 
 def reason(error: subprocess.SubprocessError) -> str:
-    """The last thing that a failed process said."""
+    """The last things that a failed process said."""
     if isinstance(error, subprocess.CalledProcessError):
-        last = [text for text in (error.stderr or "").splitlines() if text.strip()][-1:]
-        return last[0] if last else f"exit status {error.returncode}"
+        last = [text.strip() for text in (error.stderr or "").splitlines() if text.strip()][-2:]
+        return f"exit status {error.returncode}: {' '.join(last)[:400]}"
     return str(error)

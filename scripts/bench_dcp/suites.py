@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,8 @@ _LARGE = 8
 """Times the size that memory is measured with as well."""
 _ROOM_GIB = 4.0
 """Memory to be free beyond the state itself."""
+
+_numbers = itertools.count()
 
 
 def save(bench: Bench) -> None:
@@ -126,7 +129,8 @@ def _everyone(bench: Bench) -> tuple[str, ...]:
 
 
 def _save(bench: Bench, who: str, state: str, line: Name) -> Job:
-    url = f"s3://bench/{line}/{state}/{who}-{{round}}"
+    """To a URL of its own, since a checkpoint is not saved over."""
+    url = f"s3://bench/{line}/{next(_numbers)}/{who}-{{round}}"
     arguments = {"direction": "save", "backend": who, "state": state, "gib": bench.gib, "url": url}
     return Job(who, "transfer", line, arguments)
 
