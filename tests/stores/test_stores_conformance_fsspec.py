@@ -188,6 +188,11 @@ class GenericConformance(StoreConformance):
         with pytest.raises(CkptCloudError):
             await place.store.get_range("k", 0, 3, "v")
 
+    async def test_one_version_into_memory(self, place):
+        await place.store.put("k", b"old")
+        with pytest.raises(CkptCloudError):
+            await place.store.get_range_into("k", 0, 3, [memoryview(bytearray(3))], "v")
+
 
 class TestFsspecMemory(GenericConformance):
     @pytest.fixture
