@@ -18,8 +18,6 @@ from ckpt_cloud.errors import (
 )
 from ckpt_cloud.stores import ANY, CREATE, Replace
 
-pytestmark = pytest.mark.timeout(60)
-
 MIB = 1 << 20
 LIMIT = 64 * MIB
 KEYS = [
@@ -363,7 +361,7 @@ class StoreConformance:
             pace.limit = 1
         pieces = [secrets.token_bytes(3 * MIB) for _ in range(7)]
         upload = place.store.put_multipart("big", stream(*pieces), part_size=5 * MIB, concurrency=4)
-        await asyncio.wait_for(upload, 50)
+        await asyncio.wait_for(upload, 120)
         assert place.read("big") == b"".join(pieces)
 
     @pytest.mark.parametrize("after", [0, 1, 11 * MIB], ids=["at-once", "early", "late"])
@@ -407,7 +405,7 @@ class StoreConformance:
             await upload
 
         assert place.keys() == set()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while place.unfinished() and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         assert place.unfinished() == []
