@@ -95,12 +95,7 @@ class DirectReads:
         except TimeoutError:
             return False
         finally:
-            # Whatever ended the wait, and however often it is cancelled. A thread that only connects is not waited
-            # for: it will find that nobody wants its connection.
-            while request.stop() and not reading.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([reading])
-            reading.cancel()
+            await _end(request, reading)
 
     def _reaches(self, url: str) -> bool:
         if self._no_proxy is None:
@@ -268,6 +263,22 @@ class _Request:
         if response.length != end - start:
             return False
         return all(response.readinto(view) == len(view) for view in self._into) and not response.length
+
+
+async def _end(request: _Request, reading: asyncio.Future[bool]) -> None:
+    """Returns when nothing more is written, whatever ended the wait, and however often this one is cancelled.
+
+    A thread that only connects is not waited for: it will find that nobody wants its connection.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while request.stop() and not reading.done():
+        try:
+            await asyncio.wait([reading])
+        except asyncio.CancelledError as again:
+            cancelled = again
+    reading.cancel()
+    if cancelled is not None:
+        raise cancelled
 
 
 def _close_all(connections: list[tuple[http.client.HTTPConnection, float]]) -> None:

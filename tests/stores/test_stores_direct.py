@@ -401,6 +401,30 @@ async def test_a_cancellation_waits_for_the_thread_that_writes(server, monkeypat
     assert set(memory) == {ord("x")}
 
 
+async def test_a_cancellation_while_a_read_is_given_up_is_not_lost(server, monkeypatch):
+    stopped, may_end = asyncio.Event(), threading.Event()
+
+    def waits(request, connection):
+        may_end.wait(20)
+        return False
+
+    def stop(request):
+        stopped.set()
+        return stop_(request)
+
+    stop_ = direct._Request.stop
+    monkeypatch.setattr(direct._Request, "_exchange", waits)
+    monkeypatch.setattr(direct._Request, "stop", stop)
+    task = asyncio.create_task(filled(to(server, timeout_s=0.05)))
+    await stopped.wait()
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 async def test_a_cancellation_does_not_wait_for_a_connection():
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
