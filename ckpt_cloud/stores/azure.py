@@ -11,6 +11,7 @@ from obstore.store import AzureStore as ObstoreAzure
 from ckpt_cloud.errors import Unsupported
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores import azure_settings
+from ckpt_cloud.stores.azure_identity import credential
 from ckpt_cloud.stores.azure_settings import Account
 from ckpt_cloud.stores.base import ObjectStore, UnfinishedUpload
 from ckpt_cloud.stores.location import Location
@@ -63,7 +64,7 @@ def open_azure(location: Location, options: StoreOptions) -> NativeStore:
     """
     account = azure_settings.account(location, options)
     config = _config(account, options)
-    provider = None if account.key or account.sas or options.anonymous else _identity(location)
+    provider = None if account.key or account.sas or options.anonymous else _identity(location, options)
 
     def make(client: ClientConfig, retry: RetryConfig) -> ObstoreAzure:
         return ObstoreAzure(
@@ -85,11 +86,12 @@ def _config(account: Account, options: StoreOptions) -> AzureConfig:
     return config
 
 
-def _identity(location: Location) -> Any:
+def _identity(location: Location, options: StoreOptions) -> Any:
     """Azure's own chain: environment, workload and managed identity, `az login`, ...; renewed when it expires."""
     try:
+        import azure.identity
         from obstore.auth.azure import AzureCredentialProvider
     except ImportError:
         hint = "pip install 'ckpt-cloud[azure]', or give an account key or a SAS token"
         raise Unsupported("DefaultAzureCredential needs azure-identity", location.url, hint) from None
-    return AzureCredentialProvider()
+    return AzureCredentialProvider(credential(azure.identity, options))

@@ -117,6 +117,8 @@ class ObjectStore(Protocol):
     async def get_range(self, key: str, start: int, end: int, version: str | None = None) -> memoryview:
         """The object's bytes from `start` to `end` (exclusive), of exactly `version` if given.
 
+        An empty range gives nothing, and the store is not asked.
+
         Raises:
             NotFound: no such object.
             PreconditionFailed: the object is another version.

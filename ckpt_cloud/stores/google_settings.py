@@ -60,14 +60,29 @@ def credentials(options: StoreOptions, url: str) -> Credentials:
             with warnings.catch_warnings():
                 # Of files from strangers; this one is the user's own.
                 warnings.simplefilter("ignore", DeprecationWarning)
-                return google.auth.load_credentials_from_file(options.credentials_file, scopes=[SCOPE])[0]
-        return google.auth.default(scopes=[SCOPE])[0]
+                found = google.auth.load_credentials_from_file(options.credentials_file, scopes=[SCOPE])[0]
+        else:
+            found = google.auth.default(scopes=[SCOPE])[0]
     except google.auth.exceptions.DefaultCredentialsError:
         if file := options.credentials_file or os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
             raise FixRequest(f"the credentials file cannot be used: {file}", url, _HINT) from None
         raise MissingCredentials("no Google credentials were found", url, _HINT) from None
     except OSError as error:
         raise FixRequest(f"the credentials file cannot be read: {error.strerror}", url, _HINT) from None
+    return _through(options.proxy_url, found) if options.proxy_url else found
+
+
+def _through(proxy_url: str, found: Credentials) -> Credentials:
+    """`found`, renewed through the proxy by whoever renews them; the metadata service is reached without."""
+    import requests
+    from google.auth.transport.requests import Request
+
+    session = requests.Session()
+    session.proxies["https"] = proxy_url
+    renew = found.refresh
+    # gcsfs brings a session of its own, which nobody can configure.
+    found.refresh = lambda request: renew(Request(session))  # type: ignore[method-assign] # noqa: ARG005
+    return found
 
 
 def for_emulators() -> dict[str, Any]:

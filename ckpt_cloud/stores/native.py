@@ -144,6 +144,8 @@ class NativeStore:
         return bytes(data), self._info(key, result.meta)
 
     async def get_range(self, key: str, start: int, end: int, version: str | None = None) -> memoryview:
+        if start == end:
+            return memoryview(b"")
         options: GetOptions = {"range": (start, end)}
         if version is not None:
             options["if_match"] = self._pinned(version)

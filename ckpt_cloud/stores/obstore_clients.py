@@ -31,8 +31,7 @@ def clients(
         ca: path of a PEM file with further certificate authorities.
     """
     client = _client(options, endpoint, ca)
-    stalled = min(_STALLED_S, options.request_timeout_s)
-    reading: ClientConfig = {**client, "read_timeout": timedelta(seconds=stalled)}
+    reading: ClientConfig = {**client, "read_timeout": timedelta(seconds=stalled_s(options))}
     once: RetryConfig = {"max_retries": 0}
     patient = _parts(options)
     # Now, so that a configuration that cannot be is refused; everything begins with a read.
@@ -43,6 +42,11 @@ def clients(
         parts=lambda: make(client, patient),
         lists=lambda: make(reading, patient),
     )
+
+
+def stalled_s(options: StoreOptions) -> float:
+    """The longest that a body may bring nothing."""
+    return min(_STALLED_S, options.request_timeout_s)
 
 
 def _client(options: StoreOptions, endpoint: str | None, ca: str | None) -> ClientConfig:

@@ -16,11 +16,11 @@ from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores import aws
 from ckpt_cloud.stores.base import UnfinishedUpload
 from ckpt_cloud.stores.beside_s3 import BesideS3
-from ckpt_cloud.stores.direct import STALLED_S, DirectReads, reached_directly
+from ckpt_cloud.stores.direct import DirectReads
 from ckpt_cloud.stores.foreign_errors import in_region
 from ckpt_cloud.stores.location import Location
 from ckpt_cloud.stores.native import Clients, NativeStore
-from ckpt_cloud.stores.obstore_clients import clients
+from ckpt_cloud.stores.obstore_clients import clients, stalled_s
 
 if TYPE_CHECKING:
     from botocore.session import Session
@@ -45,7 +45,8 @@ class S3Store(NativeStore):
         self, key: str, start: int, end: int, into: Sequence[memoryview], version: str | None = None
     ) -> None:
         path = join(self._prefix, key)
-        if self._direct is None or not await self._direct.read(path, start, end, into, version):
+        direct = self._direct if start < end else None
+        if direct is None or not await direct.read(path, start, end, into, version):
             await super().get_range_into(key, start, end, into, version)
 
     async def list_children(self, prefix: str = "") -> Sequence[str]:
@@ -100,13 +101,12 @@ def _direct(clients: Clients, options: StoreOptions, ca: str | None) -> DirectRe
     if options.anonymous or options.sse_customer_key is not None or options.requester_pays:
         return None
     store = clients.reads
-    example = obstore.sign(store, "GET", "key", _SIGNED_FOR)
-    if not reached_directly(example, options.proxy_url):
-        return None
     return DirectReads(
-        lambda path: obstore.sign(store, "GET", path, _SIGNED_FOR),
+        lambda path: obstore.sign_async(store, "GET", path, _SIGNED_FOR),
         connect_timeout_s=options.connect_timeout_s,
-        stalled_s=min(STALLED_S, options.request_timeout_s),
+        stalled_s=stalled_s(options),
+        timeout_s=options.request_timeout_s,
+        proxy_url=options.proxy_url,
         ca=ca,
     )
 

@@ -1,5 +1,6 @@
 """The server: HTTP around the dialect, and faults that are switched on while it runs."""
 
+import contextlib
 import itertools
 import socket
 import ssl
@@ -44,7 +45,8 @@ class Fault:
 class FaultServer:
     """An S3 server on 127.0.0.1, path-style, for one `with` block.
 
-    `fault(act, ...)` has the next requests that match go wrong; the functions below are the ways to.
+    `fault(act, ...)` has the next requests that match go wrong; the functions below are the ways to. As a proxy it
+    leads to the server `tunnel_to`, whatever host is asked for (`tunnels`).
     """
 
     def __init__(self, *, tls=None):
@@ -54,6 +56,8 @@ class FaultServer:
         self.most_in_flight = None
         self.hold_s = 0.01
         self.released = threading.Event()
+        self.tunnels = []
+        self.tunnel_to = None
         self._faults = []
         self._in_flight = 0
         self._lock = threading.Lock()
@@ -179,6 +183,18 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.server.server.handle(exchange)
 
+    def do_CONNECT(self):
+        self.server.server.tunnels.append(self.path)
+        self.close_connection = True
+        port = self.server.server.tunnel_to._http.server_port
+        with socket.create_connection(("127.0.0.1", port)) as there:
+            self.send_response(200)
+            self.end_headers()
+            answers = threading.Thread(target=_pump, args=(there, self.connection))
+            answers.start()
+            _pump(self.connection, there)
+            answers.join()
+
     def _chunks(self):
         body = b""
         while size := int(self.rfile.readline(), 16):
@@ -191,6 +207,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         pass
+
+
+def _pump(source, target):
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
 
 
 class Exchange:

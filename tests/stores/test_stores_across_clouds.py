@@ -10,7 +10,7 @@ from ckpt_cloud import ObjectStoreReader, ObjectStoreWriter, StoreOptions, bridg
 from ckpt_cloud.stores import open_store, parse_url
 
 pytestmark = [
-    pytest.mark.timeout(90),
+    pytest.mark.timeout(180),
     pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning"),
 ]
 
@@ -19,7 +19,7 @@ ENGINES = {"s3": ("native", "fsspec"), "gs": ("fsspec",), "az": ("native", "fssp
 
 def state(seed):
     generator = torch.Generator().manual_seed(seed)
-    weights = {f"w{number}": torch.randn(1 << 18, generator=generator) for number in range(3)}
+    weights = {f"w{number}": torch.randn(1 << 16, generator=generator) for number in range(3)}
     return {**weights, "odd": torch.randn(1001, generator=generator).bfloat16(), "step": seed}
 
 

@@ -15,7 +15,8 @@ from ckpt_cloud.stores import Replace, open_store, parse_url
 from tests.stores.conformance import StoreConformance, listed
 from tests.stores.server_conformance import AzuriteConformance, S3Conformance, SeaweedFSConformance
 
-pytestmark = pytest.mark.timeout(60)
+# A second or two each, but ten times that on a machine that does much else.
+pytestmark = pytest.mark.timeout(180)
 
 
 class TestMemory(StoreConformance):

@@ -13,6 +13,7 @@ from azure.core.exceptions import ResourceExistsError, ResourceModifiedError
 from ckpt_cloud.errors import FixRequest, RangeNotSatisfiable
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores import azure_settings
+from ckpt_cloud.stores.azure_identity import credential
 from ckpt_cloud.stores.base import ANY, CREATE, Condition, ObjectInfo, Replace, UnfinishedUpload
 from ckpt_cloud.stores.fsspec_engine.base import Page, Root
 from ckpt_cloud.stores.fsspec_engine.errors import of_azure
@@ -167,10 +168,11 @@ def make_azure(location: Location, options: StoreOptions) -> Any:
         # Of all that adlfs takes, it overrides the environment, and can name an endpoint without TLS.
         arguments["connection_string"] = ";".join(f"{name}={value}" for name, value in parts.items())
     else:
-        from azure.identity.aio import DefaultAzureCredential
+        import azure.identity.aio
 
         host = urllib.parse.urlsplit(account.endpoint).netloc
-        arguments |= {"account_name": account.name, "account_host": host, "credential": DefaultAzureCredential()}
+        identity = credential(azure.identity.aio, options)
+        arguments |= {"account_name": account.name, "account_host": host, "credential": identity}
     arguments |= options.filesystem_options or {}
     fs = AzureBlobFileSystem(**arguments)
     if fs.connection_string and "connection_string" not in arguments:
