@@ -277,3 +277,17 @@ def test_nothing_that_is_stored_holds_one(server, said):
     assert_secret_free(
         repr([(r.bucket, r.key, r.query, r.headers.get("User-Agent")) for r in server.requests]), "requests"
     )
+
+
+@pytest.mark.parametrize("act", ["echo-403", "echo-500", "page", "reset", "cut", "another-size"])
+def test_reads_of_data(server, said, act):
+    """They may go over signed URLs, whose queries hold the key's name, the session token and a signature."""
+    names = {name: SECRETS[name] for name in ("access_key_id", "secret_access_key", "session_token")}
+    options = {"endpoint_url": server.url, "region": "r", "retry": QUICK, **names}
+    _save("s3://bucket/run", options)
+    acts = ACTS | {"cut": faults.short(3), "another-size": faults.shorter(1)}
+    server.fault(acts[act], method="GET", key="*.safetensors")
+    for call in (_load, lambda url, given: ckpt_cloud.verify(url, deep=True, store=StoreOptions(**given))):
+        with pytest.raises(CkptCloudError) as failed:
+            call("s3://bucket/run", options)
+        said.append((failed.value.with_traceback(_ours(failed.value.__traceback__)), act not in REPEATS))
