@@ -45,7 +45,7 @@ def records(data: bytes) -> dict[str, bytes]:
             found = {info.filename.partition("/")[2]: archive.read(info) for info in infos}
     except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, OSError) as error:
         raise NotPlain(f"not an archive of torch.save ({type(error).__name__})") from None
-    if "data.pkl" not in found or found.get("byteorder", b"little") not in (b"little", b"big"):
+    if not {"data.pkl", "version"} <= found.keys() or found.get("byteorder", b"little") not in (b"little", b"big"):
         raise NotPlain("not an archive of torch.save")
     if any(not found.get(name, b"1").strip().isdigit() or len(found.get(name, b"")) > 9 for name in _NUMBERS):
         raise NotPlain("not an archive of torch.save")

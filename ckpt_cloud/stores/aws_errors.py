@@ -20,7 +20,7 @@ from ckpt_cloud.errors import (
     Throttled,
     Unsupported,
     WrongRegion,
-    redacted,
+    scrubbed,
 )
 from ckpt_cloud.stores.foreign_errors import BY_CODE, by_code, in_region, renew_hint, untrusted
 from ckpt_cloud.stores.reaching import unanswered
@@ -53,7 +53,7 @@ def translated(operation: str, url: str) -> Iterator[None]:
         yield
     except (foreign.BotoCoreError, foreign.ClientError) as error:
         ours = translate(error, operation, url)
-        ours.add_note(f"the store said: {redacted(str(error))[:500]}")
+        ours.add_note(f"the store said: {scrubbed(str(error))[:500]}")
         raise ours from None
 
 

@@ -28,7 +28,7 @@ from ckpt_cloud.errors import (
     Unsupported,
     UntrustedServer,
     WrongRegion,
-    redacted,
+    scrubbed,
 )
 from ckpt_cloud.stores.reaching import HINT, unanswered
 
@@ -130,7 +130,7 @@ def translated(operation: str, url: str) -> Iterator[None]:
     except (foreign.BaseError, OSError, NotImplementedError) as error:
         ours = translate(error, operation, url)
         # The store's own words, without the queries of URLs; the cause itself may hold what must not be pickled.
-        ours.add_note(f"the store said: {redacted(str(error).partition(_DEBUG)[0].strip())[:500]}")
+        ours.add_note(f"the store said: {scrubbed(str(error).partition(_DEBUG)[0].strip())[:500]}")
         raise ours from None
 
 

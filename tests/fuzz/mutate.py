@@ -47,7 +47,8 @@ def _replaced(rng: random.Random, value: Any) -> Any:
     if isinstance(value, bool) or value is None:
         return _any(rng)
     if isinstance(value, int):
-        return rng.choice([*NUMBERS, value + 1, value - 1, -value, value * 2, value ^ 1 << rng.randrange(63)])
+        number = rng.choice([*NUMBERS, value + 1, value - 1, -value, value * 2, value ^ 1 << rng.randrange(63)])
+        return min(max(number, -(1 << 63)), (1 << 64) - 1)
     if isinstance(value, str):
         return rng.choice([*TEXTS, value[:-1], value + "0", value.replace("0", "1"), value * 3])
     if isinstance(value, bytes):

@@ -159,6 +159,7 @@ def torch_script():
         pytest.param(lambda: with_record("archive/data.pkl", b"\x80\x02N."), "archive", id="doubled-record"),
         pytest.param(lambda: with_record("other/data/0", b""), "archive", id="two-directories"),
         pytest.param(lambda: archive(b"\x80\x02N.", version=b"x"), "archive", id="version"),
+        pytest.param(lambda: rebuilt({"data.pkl": b"\x80\x02N."}), "archive", id="no-version"),
         pytest.param(lambda: archive(b"\x80\x02N.", byteorder=b"middle"), "archive", id="byte-order"),
         pytest.param(lambda: b"", "archive", id="empty"),
         pytest.param(lambda: saved(1)[:-10], "archive", id="cut-off"),

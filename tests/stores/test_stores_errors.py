@@ -189,3 +189,9 @@ def test_strangers_pass_through(stranger):
     with pytest.raises(type(stranger)) as seen, translated("upload", URL):
         raise stranger
     assert seen.value is stranger
+
+
+def test_a_refusal_of_one_key_among_many():
+    """What obstore says of DeleteObjects, which answers 200 and names each key that it refused."""
+    text = "Generic S3 error: DeleteObjects request failed for key k: Access Denied (code: AccessDenied)"
+    assert isinstance(translate(foreign.GenericError(text), "delete", "s3://b/k"), PermissionDenied)

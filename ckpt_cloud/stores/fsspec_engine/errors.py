@@ -23,7 +23,7 @@ from ckpt_cloud.errors import (
     StoreUnavailable,
     Throttled,
     Unsupported,
-    redacted,
+    scrubbed,
 )
 from ckpt_cloud.stores.foreign_errors import BY_CODE, gibberish, untrusted
 from ckpt_cloud.stores.reaching import unanswered
@@ -83,7 +83,7 @@ def translated(operation: str, url: str, translate: Translate) -> Iterator[None]
             raise
         # The store's own words; the cause itself may hold what must not be pickled. Azure's further lines hold
         # signatures, and the first says it all.
-        said = redacted(str(error).strip().partition("\n")[0])[:500]
+        said = scrubbed(str(error).strip().partition("\n")[0])[:500]
         ours.add_note(f"the store said: {type(error).__name__}: {said}")
         raise ours from None
 
