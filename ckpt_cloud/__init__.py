@@ -15,25 +15,56 @@ if TYPE_CHECKING:
     from ckpt_cloud.api import async_save, load, save
     from ckpt_cloud.catalog import CheckpointInfo, latest, list_checkpoints
     from ckpt_cloud.collector import Collected, Garbage, delete, gc, resolve
-    from ckpt_cloud.events import BytesMoved, PhaseEnded, Report
+    from ckpt_cloud.events import BytesMoved, PartEnded, PhaseBegan, PhaseEnded, Report
+    from ckpt_cloud.manager.checkpoints import CheckpointManager
+    from ckpt_cloud.manager.policies import (
+        AnyOf,
+        BestN,
+        EveryNSteps,
+        EveryT,
+        KeepAll,
+        LastN,
+        Listed,
+        NewerThan,
+        Policy,
+        SavedStep,
+    )
+    from ckpt_cloud.manager.settings import Finished
     from ckpt_cloud.options import CommitOptions, RetryOptions, StoreOptions, TransferOptions
     from ckpt_cloud.reader import ObjectStoreReader
     from ckpt_cloud.stores.base import UnfinishedUpload
+    from ckpt_cloud.trace import Trace
     from ckpt_cloud.uploads import abort_uploads, list_uploads
     from ckpt_cloud.writer import ObjectStoreWriter
 
+
 _HOMES = {
+    "AnyOf": "manager.policies",
+    "BestN": "manager.policies",
     "BytesMoved": "events",
     "CheckpointInfo": "catalog",
+    "CheckpointManager": "manager.checkpoints",
     "Collected": "collector",
     "CommitOptions": "options",
+    "EveryNSteps": "manager.policies",
+    "EveryT": "manager.policies",
+    "Finished": "manager.settings",
     "Garbage": "collector",
+    "KeepAll": "manager.policies",
+    "LastN": "manager.policies",
+    "Listed": "manager.policies",
+    "NewerThan": "manager.policies",
     "ObjectStoreReader": "reader",
     "ObjectStoreWriter": "writer",
+    "PartEnded": "events",
+    "PhaseBegan": "events",
     "PhaseEnded": "events",
+    "Policy": "manager.policies",
     "Report": "events",
     "RetryOptions": "options",
+    "SavedStep": "manager.policies",
     "StoreOptions": "options",
+    "Trace": "trace",
     "TransferOptions": "options",
     "UnfinishedUpload": "stores.base",
     "abort_uploads": "uploads",
@@ -49,18 +80,33 @@ _HOMES = {
 }
 
 __all__ = [
+    "AnyOf",
+    "BestN",
     "BytesMoved",
     "CheckpointInfo",
+    "CheckpointManager",
     "CkptCloudError",
     "Collected",
     "CommitOptions",
+    "EveryNSteps",
+    "EveryT",
+    "Finished",
     "Garbage",
+    "KeepAll",
+    "LastN",
+    "Listed",
+    "NewerThan",
     "ObjectStoreReader",
     "ObjectStoreWriter",
+    "PartEnded",
+    "PhaseBegan",
     "PhaseEnded",
+    "Policy",
     "Report",
     "RetryOptions",
+    "SavedStep",
     "StoreOptions",
+    "Trace",
     "TransferOptions",
     "UnfinishedUpload",
     "__version__",

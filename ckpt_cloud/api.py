@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -25,8 +27,11 @@ from ckpt_cloud.errors import (
     RankLost,
     StateMismatch,
 )
+from ckpt_cloud.metadata import rank_here
 from ckpt_cloud.reader import ObjectStoreReader, Opened
 from ckpt_cloud.writer import ObjectStoreWriter
+
+log = logging.getLogger(__name__)
 
 StateDict = dict[str, Any]
 T = TypeVar("T")
@@ -52,6 +57,7 @@ def save(
             published and what was uploaded has been deleted as far as possible.
     """
     writer = storage_writer or ObjectStoreWriter()
+    began = time.perf_counter()
     try:
         saved: Metadata = dcp.save(
             state_dict,
@@ -66,6 +72,7 @@ def save(
         raise _after_failed_save(failure, writer) from failure
     except RuntimeError as failure:
         raise _lost(failure, no_dist=no_dist) from failure
+    _tell("saved", writer, time.perf_counter() - began)
     return saved
 
 
@@ -129,6 +136,7 @@ def load(
     """
     reader = storage_reader or ObjectStoreReader()
     planner = planner or DefaultLoadPlanner()
+    began = time.perf_counter()
     if isinstance(reader, ObjectStoreReader):
         reader.reset(checkpoint_id)
         checkpoint_id = None
@@ -146,6 +154,17 @@ def load(
         raise _mismatch(planner, reader, failure) or _ours(failure) from failure
     except RuntimeError as failure:
         raise _lost(failure, no_dist=no_dist) from failure
+    _tell("loaded", reader, time.perf_counter() - began)
+
+
+def _tell(what: str, plug: StorageWriter | StorageReader, blocked_s: float | None = None) -> None:
+    """Logs the figures: of the first rank for people, of all for whoever looks closer."""
+    if isinstance(plug, ObjectStoreWriter | ObjectStoreReader):
+        report = plug.report
+        if blocked_s is not None:
+            report.blocked_s = blocked_s
+        level = logging.INFO if rank_here() == 0 else logging.DEBUG
+        log.log(level, "%s %s: %s", what, plug.checkpoint_id, report)
 
 
 def _lost(failure: RuntimeError, *, no_dist: bool) -> RuntimeError:
@@ -192,6 +211,7 @@ def _settled(upload: Future[T], writer: StorageWriter, *, no_dist: bool) -> Futu
     def settle(done: Future[T]) -> None:
         failure = done.exception()
         if failure is None:
+            _tell("saved", writer)
             settled.set_result(done.result())
         elif isinstance(failure, CheckpointException | CkptCloudError):
             error = _after_failed_save(failure, writer)

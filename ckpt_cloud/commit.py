@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import tenacity
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from ckpt_cloud import protocol
 from ckpt_cloud.errors import (
@@ -180,13 +180,21 @@ async def _answer(store: ObjectStore, key: str, register: Register, condition: C
 
 
 async def publish(
-    store: ObjectStore, body: Manifest, *, oldest: str, seen: Seen, overwrite: bool, options: CommitOptions
+    store: ObjectStore,
+    body: Manifest,
+    *,
+    oldest: str,
+    seen: Seen,
+    overwrite: bool,
+    options: CommitOptions,
+    metrics: dict[str, float] | None = None,
 ) -> Register:
     """Stores the manifest, then makes the checkpoint visible by one conditional PUT.
 
     Args:
         oldest: the oldest id under which data of this save was written.
         seen: the register as `admit` read it.
+        metrics: to be kept in `COMMIT` itself.
 
     Raises:
         CheckpointExists, StaleWrite, AttemptAborted: another writer or a collector was first; nothing was published.
@@ -196,7 +204,7 @@ async def publish(
     key = manifest_key(body.attempt)
     await store.put(key, data)
     fence = seen.register.fence if seen.register else NO_ID
-    register = Register("committed", body.attempt, fence, manifests.reference(key, data))
+    register = Register("committed", body.attempt, fence, manifests.reference(key, data), metrics=metrics or UNSET)
     intent = Intent(register, oldest, overwrite, protocol.base_of(seen.register))
     await _Publication(store, intent, options).run(seen)
     return register

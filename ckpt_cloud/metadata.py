@@ -51,12 +51,19 @@ class Uploaded(msgspec.Struct, frozen=True):
 
 
 def build(
-    metadata: Metadata, results: Sequence[Sequence[WriteResult]], *, attempt: str, writer: str, ranks: int | None
+    metadata: Metadata,
+    results: Sequence[Sequence[WriteResult]],
+    *,
+    attempt: str,
+    writer: str,
+    ranks: int | None,
+    user_metadata: dict[str, Any] | None = None,
 ) -> tuple[Manifest, str]:
     """The manifest of a save, and the oldest id under which its data was written.
 
     Args:
         ranks: for a rank's own checkpoint, how many ranks have one.
+        user_metadata: plain JSON values.
 
     Raises:
         IncompleteSave: a chunk of the plan that no rank reports, or that two claim.
@@ -91,6 +98,7 @@ def build(
         storage_meta=None if meta is None else _storage_meta(meta),
         dcp_version=metadata.version,
         ranks=ranks,
+        user_metadata=user_metadata,
     )
     return manifest, oldest
 
@@ -111,6 +119,11 @@ def to_dcp(manifest: Manifest) -> Metadata:
 def world_size() -> int:
     """Ranks of the default process group; 1 without one."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank_here() -> int:
+    """This process's rank in the default process group; 0 without one."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def check_own_shards(manifest: Manifest, items: Sequence[ReadItem]) -> None:

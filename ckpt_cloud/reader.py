@@ -30,13 +30,14 @@ from ckpt_cloud.errors import (
     Damaged,
     StateMismatch,
 )
-from ckpt_cloud.events import Listener, Recorder, Report
+from ckpt_cloud.events import Listener, Recorder, Report, fan_out
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.manifest import ItemEntry, Manifest, ObjectEntry
 from ckpt_cloud.format.register import ManifestRef
-from ckpt_cloud.metadata import check_own_shards, find_chunk, to_dcp
+from ckpt_cloud.metadata import check_own_shards, find_chunk, rank_here, to_dcp
 from ckpt_cloud.options import StoreOptions, TransferOptions
 from ckpt_cloud.planning.load import Fetch, Want, plan_fetches
+from ckpt_cloud.progress import bar
 from ckpt_cloud.session import Place, Settings, location_of, rank_location
 from ckpt_cloud.stores import supports
 from ckpt_cloud.tensors import Destination, TensorSink, dtype_of, screen_item
@@ -87,7 +88,8 @@ class ObjectStoreReader(StorageReader):
         memory_budget: bytes of fetched ranges in this process, 512 MiB by default.
         cast: convert elements when a tensor of the state has another dtype than the stored one; an error otherwise.
         trust: open non-tensor items that could run code. Only for checkpoints whose writer you trust.
-        on_event: is called with every `BytesMoved` and `PhaseEnded`, from any thread.
+        on_event: is called with every event, from any thread.
+        progress: show a bar on rank 0 with bytes, rate and time left; never where there is no terminal.
 
     Raises:
         InvalidURL, InvalidOption: at once.
@@ -103,13 +105,14 @@ class ObjectStoreReader(StorageReader):
         cast: bool = False,
         trust: bool = False,
         on_event: Listener | None = None,
+        progress: bool = False,
         **store_options: Any,
     ) -> None:
         super().__init__()
         self._settings = Settings.of(store, transfer, None, memory_budget, store_options)
         self._cast = cast
         self._trust = trust
-        self._on_event = on_event
+        self._on_event = fan_out(on_event, bar("load") if progress else None)
         # What follows changes: the URL with every reset, the rest with every load.
         self._url = url
         self._given: Opened | None = None
@@ -133,6 +136,11 @@ class ObjectStoreReader(StorageReader):
     def report(self) -> Report:
         """Figures of this rank's last load."""
         return self._load.recorder.report if self._load else Report()
+
+    @property
+    def user_metadata(self) -> dict[str, Any]:
+        """What the saver added to the checkpoint that was opened last: tags, a git commit, a configuration."""
+        return dict(self._load.manifest.user_metadata or {}) if self._load else {}
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -242,6 +250,7 @@ class ObjectStoreReader(StorageReader):
                 gap_size=self._settings.transfer.gap_size,
             )
             load.recorder.report.bytes_needed += reads.total_bytes
+            load.recorder.expect("read", "down", sum(fetch.end - fetch.start for fetch in fetches))
             bridge.run(self._download(load, reads, fetches))
         with load.recorder.phase("apply"):
             reads.hand_over(planner, trust=self._trust)
@@ -263,7 +272,7 @@ class ObjectStoreReader(StorageReader):
             raise await commit.explained(load.place.control, load.manifest.attempt, damage) from None
 
     def _begin(self, place: Place) -> Metadata:
-        recorder = Recorder(self._on_event)
+        recorder = Recorder(self._on_event, rank=rank_here())
         with recorder.phase("open"):
             given, self._given = self._given, None
             opened = given or Opened(*bridge.run(commit.open_manifest(place.control)))

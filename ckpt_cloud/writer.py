@@ -13,7 +13,7 @@ import contextlib
 import io
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,13 +25,15 @@ from torch.futures import Future
 
 from ckpt_cloud import bridge, commit, protocol
 from ckpt_cloud import metadata as metadata_room
+from ckpt_cloud.annotations import Annotations
 from ckpt_cloud.errors import AttemptAborted, CkptCloudError, InvalidOption, UnsupportedTensor
-from ckpt_cloud.events import Listener, Recorder, Report
+from ckpt_cloud.events import Listener, Recorder, Report, fan_out
 from ckpt_cloud.format.layout import manifest_key, mint_id, pack_key
 from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
-from ckpt_cloud.metadata import Stored, Uploaded, world_size
+from ckpt_cloud.metadata import Stored, Uploaded, rank_here, world_size
 from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
 from ckpt_cloud.planning.save import PackPlan, Sizes, plan_packs
+from ckpt_cloud.progress import bar
 from ckpt_cloud.protocol import Seen
 from ckpt_cloud.session import Place, Settings, location_of, rank_location
 from ckpt_cloud.stores import ObjectStore, supports
@@ -70,7 +72,10 @@ class ObjectStoreWriter(StorageWriter):
         commit: limits of the commit.
         memory_budget: bytes of staged parts in this process, 512 MiB by default.
         allow_unsafe_commit: save even where the store ignores conditional writes.
-        on_event: is called with every `BytesMoved` and `PhaseEnded`, from any thread.
+        on_event: is called with every event, from any thread.
+        progress: show a bar on rank 0 with bytes, rate and time left; never where there is no terminal.
+        metrics: numbers to keep in `COMMIT`, such as a loss; `list_checkpoints` shows them.
+        user_metadata: tags, a git commit, a configuration: JSON values to keep in the manifest.
 
     Raises:
         InvalidURL, InvalidOption: at once.
@@ -87,6 +92,9 @@ class ObjectStoreWriter(StorageWriter):
         memory_budget: int | None = None,
         allow_unsafe_commit: bool = False,
         on_event: Listener | None = None,
+        progress: bool = False,
+        metrics: Mapping[str, float] | None = None,
+        user_metadata: Mapping[str, Any] | None = None,
         **store_options: Any,
     ) -> None:
         super().__init__()
@@ -94,7 +102,9 @@ class ObjectStoreWriter(StorageWriter):
             commit = replace(commit or CommitOptions(), allow_unsafe_commit=True)
         self._settings = Settings.of(store, transfer, commit, memory_budget, store_options)
         self._overwrite = overwrite
-        self._on_event = on_event
+        self._on_event = fan_out(on_event, bar("save") if progress else None)
+        self._stop: bridge.Stop | None = bridge.Stop()
+        self._annotations = Annotations.of(metrics, user_metadata)
         # What follows changes: the URL with every reset, the save with every set-up.
         self._url = url
         self._save: _Save | None = None
@@ -105,7 +115,7 @@ class ObjectStoreWriter(StorageWriter):
         return f"<ObjectStoreWriter {self.checkpoint_id or 'without a URL'}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_save": None, "_on_event": None}
+        return {**self.__dict__, "_save": None, "_on_event": None, "_stop": None}
 
     @property
     def checkpoint_id(self) -> str | None:
@@ -154,7 +164,7 @@ class ObjectStoreWriter(StorageWriter):
             BucketNotFound, PermissionDenied, MissingCredentials, StoreUnavailable, ...: within seconds.
         """
         location = location_of(self._url)
-        recorder = Recorder(self._on_event)
+        recorder = Recorder(self._on_event, rank=rank_here() if rank is None else rank)
         commits = is_coordinator or not use_collectives
         with recorder.phase("set up"):
             if not use_collectives:
@@ -201,17 +211,17 @@ class ObjectStoreWriter(StorageWriter):
             named = [(pack_key(save.id, number, spread=spread), pack) for number, pack in enumerate(packs)]
             save.keys += [key for key, _ in named]
             save.recorder.report.bytes_needed += batch.total_bytes
+            save.recorder.expect("write", "up", sum(pack.size for pack in packs))
             nbytes = [entry.nbytes for entry in batch.entries]
-            objects = bridge.run(
-                upload_packs(
-                    save.place.data,
-                    batch.source(planner),
-                    named,
-                    nbytes,
-                    options=self._settings.transfer,
-                    recorder=save.recorder,
-                )
+            upload = upload_packs(
+                save.place.data,
+                batch.source(planner),
+                named,
+                nbytes,
+                options=self._settings.transfer,
+                recorder=save.recorder,
             )
+            objects = bridge.run(self._stop.over(upload) if self._stop else upload)
         done: Future[list[WriteResult]] = Future()
         done.set_result(batch.results(packs, Uploaded(save.id, objects, _NOWHERE)))
         return done
@@ -227,8 +237,13 @@ class ObjectStoreWriter(StorageWriter):
         save = self._current()
         assert save.seen is not None, "finish is only called where the save was admitted"
         with save.recorder.phase("commit"):
-            body, oldest = metadata_room.build(metadata, results, attempt=save.id, writer=WRITER, ranks=save.ranks)
+            notes = self._annotations
+            body, oldest = metadata_room.build(
+                metadata, results, attempt=save.id, writer=WRITER, ranks=save.ranks, user_metadata=notes.user_metadata
+            )
             save.keys.append(manifest_key(save.id))
+            if self._stop:
+                self._stop.check()
             bridge.run(
                 commit.publish(
                     save.place.data,
@@ -237,8 +252,17 @@ class ObjectStoreWriter(StorageWriter):
                     seen=save.seen,
                     overwrite=self._overwrite,
                     options=self._settings.commit,
+                    metrics=notes.metrics,
                 )
             )
+
+    def abort(self) -> None:
+        """Ends the save that is under way, from another thread: it fails with `AttemptAborted` on all ranks.
+
+        One that is in its last step, the commit, ends as it would have. This writer then saves no more.
+        """
+        if self._stop:
+            self._stop.set()
 
     def discard(self) -> None:
         """Deletes what this rank uploaded in a save that failed for certain; as far as the store lets it.

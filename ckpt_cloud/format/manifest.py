@@ -85,6 +85,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         storage_meta: DCP's `StorageMeta`: checkpoint id, save id, modules.
         ranks: how many ranks saved beside each other without coordination, each a checkpoint of its own; None for the
             one checkpoint of all ranks.
+        user_metadata: what the saver added: tags, a git commit, a configuration; plain JSON values.
     """
 
     attempt: str
@@ -97,6 +98,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     storage_meta: dict[str, Any] | None = None
     dcp_version: str | None = None
     ranks: int | None = None
+    user_metadata: dict[str, Any] | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -38,6 +38,8 @@ class Register(msgspec.Struct, frozen=True, omit_defaults=False):
         fence: no save whose oldest id is below it may ever commit here.
         manifest: set when committed.
         flags: features that a reader must know.
+        metrics: numbers that the saver gave, such as a loss; here so that the best of many checkpoints is found
+            without their manifests. Left out where there are none.
     """
 
     state: Literal["committed", "aborted", "deleted"]
@@ -47,6 +49,7 @@ class Register(msgspec.Struct, frozen=True, omit_defaults=False):
     flags: tuple[str, ...] = ()
     format: str = FORMAT
     version: int = VERSION
+    metrics: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
 
 
 _encoder = msgspec.json.Encoder()

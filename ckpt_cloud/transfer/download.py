@@ -5,6 +5,7 @@ Fetch ─► budget ─► get_range ─► worker: CRC32C per block ─► work
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -94,8 +95,11 @@ class _Download:
         entry = self.objects[fetch.object]
         self.recorder.moved("down", entry.key, fetch.end - fetch.start)
         where = f"{self.store.url}/{entry.key}"
+        began_unix_s = time.time()
         try:
-            return await self.store.get_range(entry.key, fetch.start, fetch.end)
+            data = await self.store.get_range(entry.key, fetch.start, fetch.end)
+            self.recorder.ended("down", entry.key, len(data), began_unix_s)
+            return data
         except NotFound:
             hint = "the checkpoint was deleted meanwhile, or a lifecycle rule or another tool removed the object"
             raise MissingObject("a data object of the checkpoint is gone", where, hint) from None

@@ -6,6 +6,7 @@ PackPlan ─► parts ─► worker: views or staged copies, CRC32C per block �
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -86,6 +87,7 @@ class _Upload:
 
     async def pack(self, key: str, plan: PackPlan) -> ObjectEntry:
         begun: list[BlockSums] = []
+        began_unix_s = time.time()
 
         def source() -> AsyncIterator[memoryview]:
             # Anew for an upload that begins again.
@@ -98,6 +100,7 @@ class _Upload:
             lanes = max(1, self.options.max_requests // self.at_once)
             version = await self.store.put_multipart(key, source, part_size=plan.part_size, concurrency=lanes)
         self.recorder.report.objects += 1
+        self.recorder.stored(key, plan.size, began_unix_s)
         return ObjectEntry(key, plan.size, self.options.block_size, begun[-1].finish(), version)
 
     async def _buffers(self, key: str, plan: PackPlan, sums: BlockSums) -> AsyncIterator[memoryview]:
