@@ -14,6 +14,9 @@ from ckpt_cloud.options import StoreOptions
 
 log = logging.getLogger(__name__)
 
+_SEEN_AGAIN = 32
+"""So many of the newest that are kept are looked at again before anything is deleted because of them."""
+
 
 class Janitor:
     """One thread that tidies up after each save, and ends when there is nothing to do.
@@ -118,11 +121,12 @@ class Janitor:
                 return found
 
     def _differs(self, kept: list[SavedStep]) -> bool:
-        """Whether one of those to keep, known by the hint alone, is not what the hint says."""
-        hinted = [each for each in kept if each.attempt not in self._verified]
-        now = [self._known.note(each.step) for each in hinted]
+        """Whether one of those to keep is not what is known of it: the hint is stale, or others changed it since."""
+        hinted = [each for each in kept[:-_SEEN_AGAIN] if each.attempt not in self._verified]
+        doubtful = [*hinted, *kept[-_SEEN_AGAIN:]]
+        now = self._known.note_all(each.step for each in doubtful)
         self._verified |= {each.attempt for each in now if each is not None}
-        return now != hinted
+        return now != doubtful
 
     def _is_good(self, each: SavedStep) -> bool:
         now = self._known.note(each.step)

@@ -106,10 +106,15 @@ class KnownSteps:
 
     def note(self, step: int) -> SavedStep | None:
         """Reads the register of one step and remembers what it says."""
-        register = self.look([step])[step]
+        return self.note_all([step])[0]
+
+    def note_all(self, steps: Iterable[int]) -> list[SavedStep | None]:
+        """The same of several steps, a few at once."""
+        looked = self.look(steps)
         with self._lock:
-            self._note(step, register)
-            return self._committed.get(step)
+            for step, register in looked.items():
+                self._note(step, register)
+            return [self._committed.get(step) for step in looked]
 
     def forget(self, step: int) -> None:
         """The step was deleted."""
