@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ckpt_cloud.api import async_save, load, save
     from ckpt_cloud.catalog import CheckpointInfo, latest, list_checkpoints
     from ckpt_cloud.collector import Collected, Garbage, delete, gc, resolve
+    from ckpt_cloud.copying import Copied, copy
     from ckpt_cloud.events import BytesMoved, PartEnded, PhaseBegan, PhaseEnded, Report
     from ckpt_cloud.manager.checkpoints import CheckpointManager
     from ckpt_cloud.manager.policies import (
@@ -45,6 +46,7 @@ _HOMES = {
     "CheckpointInfo": "catalog",
     "CheckpointManager": "manager.checkpoints",
     "Collected": "collector",
+    "Copied": "copying",
     "CommitOptions": "options",
     "EveryNSteps": "manager.policies",
     "EveryT": "manager.policies",
@@ -69,6 +71,7 @@ _HOMES = {
     "UnfinishedUpload": "stores.base",
     "abort_uploads": "uploads",
     "async_save": "api",
+    "copy": "copying",
     "delete": "collector",
     "gc": "collector",
     "latest": "catalog",
@@ -88,6 +91,7 @@ __all__ = [
     "CkptCloudError",
     "Collected",
     "CommitOptions",
+    "Copied",
     "EveryNSteps",
     "EveryT",
     "Finished",
@@ -112,6 +116,7 @@ __all__ = [
     "__version__",
     "abort_uploads",
     "async_save",
+    "copy",
     "delete",
     "gc",
     "latest",
