@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import typer
 
 from ckpt_cloud import bridge
-from ckpt_cloud.cli.contents import Contents, chunk_bytes, read, shape_text
+from ckpt_cloud.cli.contents import Contents, chunk_bytes, item_bytes, read, shape_text
 from ckpt_cloud.cli.ending import NOTHING
 from ckpt_cloud.cli.output import console, print_json
 from ckpt_cloud.format.manifest import ItemEntry, TensorEntry
