@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -71,13 +72,15 @@ def show(
     url: Url,
     depth: Annotated[int | None, typer.Option(min=0, help="Levels of the tree; all by default.")] = None,
     objects: Annotated[bool, typer.Option("--objects", help="List the stored objects too.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with pictures instead.")] = None,
+    trace: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A trace to show on the page.")] = None,
     json: Json = False,
 ) -> None:
     """Show what a checkpoint holds, as a tree: tensors with dtype, shape, size and shards, items, objects."""
     from ckpt_cloud.cli import show as command
 
     with _suggesting(url):
-        command.run(url, as_json=json, depth=depth, objects=objects)
+        command.run(url, as_json=json, depth=depth, objects=objects, page=html, traces=trace or [])
 
 
 @app.command(epilog="Example: ckpt-cloud diff s3://bucket/run/step-100 s3://bucket/run/step-200")

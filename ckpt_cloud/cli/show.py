@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from rich.filesize import decimal
 from rich.table import Table
 from rich.tree import Tree
 
 from ckpt_cloud.cli.contents import Contents, item_bytes, read, shape_text, tensor_bytes
-from ckpt_cloud.cli.output import console, print_json, utc
+from ckpt_cloud.cli.output import console, note, print_json, utc
+from ckpt_cloud.errors import InvalidOption
 
 _OBJECTS_SHOWN = 20
 
@@ -17,9 +19,21 @@ Leaf = tuple[str, int, str]
 """Name, bytes, and what is said of it."""
 
 
-def run(url: str, *, as_json: bool, depth: int | None, objects: bool) -> None:
-    """Prints what the checkpoint at `url` holds."""
+def run(url: str, *, as_json: bool, depth: int | None, objects: bool, page: Path | None, traces: list[Path]) -> None:
+    """Prints what the checkpoint at `url` holds, or writes it as a page."""
     contents = read(url)
+    if page is not None:
+        from ckpt_cloud.cli.picture.page import write
+
+        try:
+            write(contents, page, traces)
+        except OSError as error:
+            raise InvalidOption(f"the page cannot be written: {error}") from None
+        note(f"wrote {page}")
+    elif traces:
+        raise InvalidOption("--trace goes with --html")
+    if page is not None and not as_json:
+        return
     if as_json:
         print_json(summary(contents))
         return
