@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from ckpt_cloud.manager.settings import Finished
     from ckpt_cloud.options import CommitOptions, RetryOptions, StoreOptions, TransferOptions
     from ckpt_cloud.reader import ObjectStoreReader
+    from ckpt_cloud.selection import LoadResult, SelectiveLoadPlanner
     from ckpt_cloud.stores.base import UnfinishedUpload
     from ckpt_cloud.trace import Trace
     from ckpt_cloud.uploads import abort_uploads, list_uploads
+    from ckpt_cloud.verification import Fault, Verification, verify
     from ckpt_cloud.writer import ObjectStoreWriter
 
 
@@ -46,15 +48,17 @@ _HOMES = {
     "CheckpointInfo": "catalog",
     "CheckpointManager": "manager.checkpoints",
     "Collected": "collector",
-    "Copied": "copying",
     "CommitOptions": "options",
+    "Copied": "copying",
     "EveryNSteps": "manager.policies",
     "EveryT": "manager.policies",
+    "Fault": "verification",
     "Finished": "manager.settings",
     "Garbage": "collector",
     "KeepAll": "manager.policies",
     "LastN": "manager.policies",
     "Listed": "manager.policies",
+    "LoadResult": "selection",
     "NewerThan": "manager.policies",
     "ObjectStoreReader": "reader",
     "ObjectStoreWriter": "writer",
@@ -65,10 +69,12 @@ _HOMES = {
     "Report": "events",
     "RetryOptions": "options",
     "SavedStep": "manager.policies",
+    "SelectiveLoadPlanner": "selection",
     "StoreOptions": "options",
     "Trace": "trace",
     "TransferOptions": "options",
     "UnfinishedUpload": "stores.base",
+    "Verification": "verification",
     "abort_uploads": "uploads",
     "async_save": "api",
     "copy": "copying",
@@ -80,6 +86,7 @@ _HOMES = {
     "load": "api",
     "resolve": "collector",
     "save": "api",
+    "verify": "verification",
 }
 
 __all__ = [
@@ -94,11 +101,13 @@ __all__ = [
     "Copied",
     "EveryNSteps",
     "EveryT",
+    "Fault",
     "Finished",
     "Garbage",
     "KeepAll",
     "LastN",
     "Listed",
+    "LoadResult",
     "NewerThan",
     "ObjectStoreReader",
     "ObjectStoreWriter",
@@ -109,10 +118,12 @@ __all__ = [
     "Report",
     "RetryOptions",
     "SavedStep",
+    "SelectiveLoadPlanner",
     "StoreOptions",
     "Trace",
     "TransferOptions",
     "UnfinishedUpload",
+    "Verification",
     "__version__",
     "abort_uploads",
     "async_save",
@@ -125,6 +136,7 @@ __all__ = [
     "load",
     "resolve",
     "save",
+    "verify",
 ]
 
 

@@ -10,7 +10,6 @@ import contextlib
 import os
 import threading
 import time
-from array import array
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -29,15 +28,17 @@ from ckpt_cloud.errors import (
 )
 from ckpt_cloud.events import Listener, Recorder, Report, fan_out
 from ckpt_cloud.format import manifest as manifests
-from ckpt_cloud.format.checksum import first_bad_block, unpack_sums
+from ckpt_cloud.format.checksum import first_bad_block
 from ckpt_cloud.format.layout import manifest_key, mint_id, pack_key
 from ckpt_cloud.format.manifest import Manifest, ObjectEntry
 from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
 from ckpt_cloud.planning.save import Sizes, part_size_for
 from ckpt_cloud.progress import bar
 from ckpt_cloud.session import Place
+from ckpt_cloud.signing import Signer, SignWith
 from ckpt_cloud.stores import ObjectStore, parse_url
 from ckpt_cloud.transfer.budget import Budget
+from ckpt_cloud.transfer.staging import Staging, plain_memory
 from ckpt_cloud.transfer.structured import all_or_cancel
 from ckpt_cloud.workers import in_thread
 
@@ -70,6 +71,7 @@ def copy(
     target_store: StoreOptions | None = None,
     transfer: TransferOptions | None = None,
     commit: CommitOptions | None = None,
+    sign: SignWith | None = None,
     on_event: Listener | None = None,
     progress: bool = False,
 ) -> Copied:
@@ -82,6 +84,8 @@ def copy(
         overwrite: replace a committed checkpoint at `target`.
         read_back: read all of the copy and check it once more before it is committed.
         source_store, target_store: options of either store.
+        sign: as for `ObjectStoreWriter`; a copy without it is not signed, whatever its source is. To vouch for every
+            byte, the source must have been saved with a signature.
         on_event, progress: as for `ObjectStoreWriter`.
 
     Raises:
@@ -96,9 +100,9 @@ def copy(
         Place.at(parse_url(target), target_store or StoreOptions()),
     )
     recorder = Recorder(fan_out(on_event, bar("copy") if progress else None))
-    work = _Copy(
-        *places, overwrite, read_back, options, commit or CommitOptions(), Budget(options.memory_budget), recorder
-    )
+    staging = Staging(Budget(options.memory_budget), options.range_size, plain_memory)
+    signer = None if sign is None else Signer(sign)
+    work = _Copy(*places, overwrite, read_back, options, commit or CommitOptions(), staging, signer, recorder)
     try:
         with recorder.phase("copy"):
             attempt = bridge.run(work.run())
@@ -121,7 +125,8 @@ class _Copy:
     read_back: bool
     options: TransferOptions
     commit: CommitOptions
-    budget: Budget
+    staging: Staging
+    signer: Signer | None
     recorder: Recorder
     # What changes: keys that were begun, whether the commit was, and whether all is over.
     keys: list[str] = field(default_factory=list)
@@ -144,6 +149,8 @@ class _Copy:
         manifest = manifests.decode(data, reference, f"{self.source.location.url}/{reference.key}")
         register = (await read_register(self.source.control)).register
         metrics = (register.metrics or None) if register is not None else None
+        if self.signer:
+            self.signer.ready()
         seen = await admit(self.target.control, overwrite=self.overwrite, options=self.commit)
         attempt = mint_id(time.time_ns() // 1_000_000, os.urandom(10))
         if protocol.is_fenced_off(attempt, seen):
@@ -163,6 +170,7 @@ class _Copy:
             overwrite=self.overwrite,
             options=self.commit,
             metrics=metrics,
+            sign=self.signer.signed if self.signer else None,
         )
         return attempt
 
@@ -201,34 +209,28 @@ class _Copy:
         return copied
 
     async def _pieces(self, place: Place, entry: ObjectEntry) -> AsyncIterator[memoryview]:
-        """The object's bytes in order, each range verified, in buffers of the budget."""
-        sums = unpack_sums(entry.sums)
+        """The object's bytes in order, each range verified, in buffers within the budget."""
         step = max(entry.block_size, self.options.range_size // entry.block_size * entry.block_size)
         for start in range(0, entry.size, step):
-            size = min(step, entry.size - start)
-            into = [memoryview(await self.budget.buffer(size))]
-            data = await self._verified(place.data, entry, start, start + size, sums)
-            await in_thread(_fill, into[0], data)
-            del data
-            self.recorder.moved("up", entry.key, size)
-            yield into.pop()
+            end = min(start + step, entry.size)
+            held = [await self.staging.lend(end - start)]
+            await self._fetch(place.data, entry, start, end, held[0])
+            self.recorder.moved("up", entry.key, end - start)
+            # Nothing here holds on to it while the next is waited for.
+            yield held.pop()
 
-    async def _verified(
-        self, store: ObjectStore, entry: ObjectEntry, start: int, end: int, sums: array[int]
-    ) -> memoryview:
+    async def _fetch(self, store: ObjectStore, entry: ObjectEntry, start: int, end: int, into: memoryview) -> None:
+        """Fills `into` with verified bytes."""
         where = f"{store.url}/{entry.key}"
         bad: int | None = None
         for _ in range(2):
             try:
-                data = await store.get_range(entry.key, start, end)
+                await store.get_range_into(entry.key, start, end, [into])
             except (NotFound, RangeNotSatisfiable) as error:
                 raise MissingObject(f"a data object is gone or cut short: {error.message}", where) from None
-            bad = await in_thread(first_bad_block, data, start // entry.block_size, sums, entry.block_size)
+            first = start // entry.block_size
+            bad = await in_thread(first_bad_block, [into], first, entry.sums, entry.block_size, entry.digests)
             if bad is None:
-                return data
+                return
         message = f"block {bad} of the object differs from what was saved"
         raise ChecksumMismatch(message, where, "copy an earlier checkpoint")
-
-
-def _fill(into: memoryview, data: memoryview) -> None:
-    into[:] = data

@@ -35,6 +35,7 @@
     │   ├── CorruptManifest
     │   ├── CorruptCommit
     │   ├── ChecksumMismatch
+    │   ├── SignatureError          not signed, or by nobody who is trusted
     │   ├── MissingObject
     │   └── IncompleteSave          a rank reported less than its plan; not committed
     └── StoreError                  what a single store operation answered, for code that talks to stores
@@ -220,9 +221,16 @@ class PlanMismatch(FixRequest):
 
 
 class StateMismatch(FixRequest, ValueError):
-    """Keys, shapes or dtypes of the state to load into differ from the checkpoint."""
+    """Keys, shapes or dtypes of the state to load into differ from the checkpoint.
+
+    Attributes:
+        missing_keys: all that a rank's state has and the checkpoint has not, by the state's names.
+        unexpected_keys: all that only the checkpoint has, by its own names.
+    """
 
     kind = "state-mismatch"
+    missing_keys: tuple[str, ...] = ()
+    unexpected_keys: tuple[str, ...] = ()
 
 
 class UntrustedItem(FixRequest):
@@ -295,6 +303,12 @@ class ChecksumMismatch(Damaged):
     """Bytes came back other than they were saved, twice."""
 
     kind = "checksum-mismatch"
+
+
+class SignatureError(Damaged):
+    """The checkpoint is not signed, or not by a key that the reader trusts, or was changed since."""
+
+    kind = "signature"
 
 
 class MissingObject(Damaged):

@@ -9,7 +9,7 @@ from typing import Any
 from ckpt_cloud.errors import InvalidURL
 from ckpt_cloud.format.layout import rank_path
 from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
-from ckpt_cloud.stores import Location, ObjectStore, open_store, parse_url
+from ckpt_cloud.stores import Location, ObjectStore, import_engine, open_both, parse_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Place:
     @classmethod
     def at(cls, location: Location, options: StoreOptions) -> Place:
         """Stores for `location`; nobody is asked yet."""
-        return cls(location, open_store(location, options, first_contact=True), open_store(location, options))
+        return cls(location, *open_both(location, options))
 
 
 def location_of(url: str | os.PathLike[str] | None) -> Location:
@@ -59,6 +59,16 @@ def location_of(url: str | os.PathLike[str] | None) -> Location:
     if url is None:
         raise InvalidURL("no URL was given", hint="pass url= to the writer or reader, or checkpoint_id= to the call")
     return parse_url(url)
+
+
+def prepare(url: str | os.PathLike[str] | None, options: StoreOptions) -> None:
+    """Checks a URL that was given, and imports what it needs while nobody waits for a save.
+
+    Raises:
+        InvalidURL: it is none.
+    """
+    if url is not None:
+        import_engine(location_of(url), options)
 
 
 def rank_location(location: Location, rank: int) -> Location:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ckpt_cloud.errors import PlanMismatch, UnsupportedTensor, UntrustedItem
+from ckpt_cloud.errors import PlanMismatch, UnsupportedTensor
 from ckpt_cloud.format.dtypes import SIZES
 from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
 from ckpt_cloud.planning.load import Placement
 from ckpt_cloud.planning.slices import Ints, flat_boxes
+from ckpt_cloud.transfer.staging import Allocate, plain_memory
 
 _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integer types that stand in for all others when bits are copied, so that no NaN and no exotic type is touched."""
@@ -84,6 +85,11 @@ class TensorSource:
         self._lock = threading.Lock()
         # What was resolved and is not yet handed over in full.
         self._held: dict[int, torch.Tensor | memoryview] = {}
+
+    @property
+    def allocate(self) -> Allocate:
+        """Memory to copy to: pinned where tensors may be on a GPU, whose copies then need no other copy."""
+        return pinned_memory if torch.cuda.is_initialized() else plain_memory  # type: ignore[no-untyped-call]
 
     def view(self, entry: int) -> memoryview | None:
         """The entry's own memory, or None if it must be copied."""
@@ -156,6 +162,27 @@ class TensorSink:
         """Name of what the placement is part of."""
         return self._destinations[placement.want].name
 
+    @property
+    def allocate(self) -> Allocate:
+        """As `TensorSource.allocate`."""
+        return pinned_memory if torch.cuda.is_initialized() else plain_memory  # type: ignore[no-untyped-call]
+
+    def memory(self, placement: Placement) -> memoryview | None:
+        """The bytes of the placement's box in its destination, if they lie there as they are stored."""
+        destination = self._destinations[placement.want]
+        target = destination.target
+        if isinstance(target, np.ndarray):
+            whole = target[placement.offsets[0] : placement.offsets[0] + placement.sizes[0]].data
+        elif target.dtype != destination.dtype:
+            return None
+        else:
+            view = byte_view(_box(target, placement.offsets, placement.sizes))
+            if view is None:
+                return None
+            whole = view
+        # Shorter than its span in the object, it has gaps there.
+        return whole if len(whole) == placement.end - placement.source else None
+
     def place(self, placement: Placement, data: memoryview) -> None:
         """Copies the placement's box out of `data` without looking at what the bits mean."""
         destination = self._destinations[placement.want]
@@ -172,23 +199,10 @@ class TensorSink:
             box.copy_(_as_elements(whole, destination.dtype))
 
 
-def screen_item(name: str, value: bytes) -> None:
-    """Refuses an item that would run code when DCP's planner opens it with `weights_only=False`.
-
-    The rules are torch's own for `weights_only=True`, with `torch.serialization.add_safe_globals` to widen them.
-
-    Raises:
-        UntrustedItem: it does not pass.
-    """
-    try:
-        torch.load(io.BytesIO(value), map_location="cpu", weights_only=True)  # noqa: TID251 - the safe form
-    except Exception as error:  # noqa: BLE001 - whatever torch raises, the item is not plain
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        hint = (
-            "allow its types with torch.serialization.add_safe_globals, or, if you trust whoever wrote the "
-            "checkpoint, open it with trust=True"
-        )
-        raise UntrustedItem(f"item {name!r} is not plain data: {reason}", hint=hint) from None
+def pinned_memory(size_bytes: int) -> np.ndarray:
+    """Page-locked memory, to and from which a GPU copies by itself."""
+    memory: np.ndarray = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True).numpy()
+    return memory
 
 
 def _box(tensor: torch.Tensor, offsets: Ints, sizes: Ints) -> torch.Tensor:

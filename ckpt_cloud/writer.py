@@ -35,7 +35,8 @@ from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
 from ckpt_cloud.planning.save import PackPlan, Sizes, plan_packs
 from ckpt_cloud.progress import bar
 from ckpt_cloud.protocol import Seen
-from ckpt_cloud.session import Place, Settings, location_of, rank_location
+from ckpt_cloud.session import Place, Settings, location_of, prepare, rank_location
+from ckpt_cloud.signing import Signer, SignWith
 from ckpt_cloud.stores import ObjectStore, supports
 from ckpt_cloud.tensors import TensorSource, check_storable, dtype_name
 from ckpt_cloud.transfer.upload import upload_packs
@@ -72,6 +73,8 @@ class ObjectStoreWriter(StorageWriter):
         commit: limits of the commit.
         memory_budget: bytes of staged parts in this process, 512 MiB by default.
         allow_unsafe_commit: save even where the store ignores conditional writes.
+        sign: an Ed25519 private key (object, path of a PEM file, PEM as bytes), or a function from what is to be signed
+            to the signature. `COMMIT` is signed, and through it every byte. Needs `ckpt-cloud[crypto]`.
         on_event: is called with every event, from any thread.
         progress: show a bar on rank 0 with bytes, rate and time left; never where there is no terminal.
         metrics: numbers to keep in `COMMIT`, such as a loss; `list_checkpoints` shows them.
@@ -91,6 +94,7 @@ class ObjectStoreWriter(StorageWriter):
         commit: CommitOptions | None = None,
         memory_budget: int | None = None,
         allow_unsafe_commit: bool = False,
+        sign: SignWith | None = None,
         on_event: Listener | None = None,
         progress: bool = False,
         metrics: Mapping[str, float] | None = None,
@@ -101,6 +105,9 @@ class ObjectStoreWriter(StorageWriter):
         if allow_unsafe_commit:
             commit = replace(commit or CommitOptions(), allow_unsafe_commit=True)
         self._settings = Settings.of(store, transfer, commit, memory_budget, store_options)
+        self._signer = None if sign is None else Signer(sign)
+        if self._signer:
+            self._settings = replace(self._settings, transfer=replace(self._settings.transfer, block_digests=True))
         self._overwrite = overwrite
         self._on_event = fan_out(on_event, bar("save") if progress else None)
         self._stop: bridge.Stop | None = bridge.Stop()
@@ -108,8 +115,7 @@ class ObjectStoreWriter(StorageWriter):
         # What follows changes: the URL with every reset, the save with every set-up.
         self._url = url
         self._save: _Save | None = None
-        if url is not None:
-            location_of(url)
+        prepare(url, self._settings.store)
 
     def __repr__(self) -> str:
         return f"<ObjectStoreWriter {self.checkpoint_id or 'without a URL'}>"
@@ -166,6 +172,8 @@ class ObjectStoreWriter(StorageWriter):
         location = location_of(self._url)
         recorder = Recorder(self._on_event, rank=rank_here() if rank is None else rank)
         commits = is_coordinator or not use_collectives
+        if self._signer:
+            self._signer.ready()
         with recorder.phase("set up"):
             if not use_collectives:
                 self._admit(Place.at(location, self._settings.store), overwrite=False)
@@ -253,6 +261,7 @@ class ObjectStoreWriter(StorageWriter):
                     overwrite=self._overwrite,
                     options=self._settings.commit,
                     metrics=notes.metrics,
+                    sign=self._signer.signed if self._signer else None,
                 )
             )
 

@@ -12,13 +12,13 @@ from typing import Any, Self
 
 import torch.distributed as dist
 
-from ckpt_cloud.errors import CheckpointNotFound, CkptCloudError, InvalidOption, SaveInFlight
+from ckpt_cloud.errors import CkptCloudError, InvalidOption, SaveInFlight
 from ckpt_cloud.events import Listener, Report
 from ckpt_cloud.manager.janitor import Janitor
 from ckpt_cloud.manager.known import KnownSteps
 from ckpt_cloud.manager.loading import Loading
 from ckpt_cloud.manager.pending import Pending
-from ckpt_cloud.manager.policies import Mode, Policy, check_mode, ranked
+from ckpt_cloud.manager.policies import Mode, Policy, check_mode
 from ckpt_cloud.manager.preemption import Preemption
 from ckpt_cloud.manager.ranks import Ranks
 from ckpt_cloud.manager.resume import Resume
@@ -28,6 +28,7 @@ from ckpt_cloud.manager.traces import Traces
 from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
 from ckpt_cloud.preflight import Needs, require
 from ckpt_cloud.session import Settings
+from ckpt_cloud.signing import SignWith, TrustedKey
 from ckpt_cloud.stores import parse_url
 
 log = logging.getLogger(__name__)
@@ -61,8 +62,8 @@ class CheckpointManager:
         trace_dir: a directory in which rank 0 leaves a trace file of every save and load, for Perfetto.
         on_finished: is called on every rank with a `Finished` after each save and load, for metrics systems; from
             another thread after a save in the background.
-        store, transfer, commit, memory_budget, progress, trust, on_event: as for `ObjectStoreWriter` and
-            `ObjectStoreReader`; options of the store are also keyword arguments of their own.
+        store, transfer, commit, memory_budget, progress, trust, sign, trusted_keys, on_event: as for
+            `ObjectStoreWriter` and `ObjectStoreReader`; options of the store are also keyword arguments of their own.
         process_group: ranks that save together; all by default.
 
     Raises:
@@ -90,6 +91,8 @@ class CheckpointManager:
         memory_budget: int | None = None,
         progress: bool = False,
         trust: bool = False,
+        sign: SignWith | None = None,
+        trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
         on_event: Listener | None = None,
         process_group: dist.ProcessGroup | None = None,
         **store_options: Any,
@@ -99,7 +102,17 @@ class CheckpointManager:
         self._root = parse_url(root)
         self._when_busy, self._overwrite, self._read_only = when_busy, overwrite, read_only
         self._user_metadata = dict(user_metadata or {})
-        self._plugs = Plugs(settings.store, settings.transfer, settings.commit, progress, trust, on_event, on_finished)
+        self._plugs = Plugs(
+            settings.store,
+            settings.transfer,
+            settings.commit,
+            progress,
+            trust,
+            sign,
+            trusted_keys,
+            on_event,
+            on_finished,
+        )
         self._known = KnownSteps(self._root, prefix, settings.store)
         self._janitor = Janitor(self._known, None if read_only else keep, settings.store)
         self._ranks = Ranks(process_group)
@@ -302,15 +315,7 @@ class CheckpointManager:
         Of equals the later one.
         """
         check_mode(mode)
-
-        def find() -> int | None:
-            for each in ranked(self._known.refresh(), metric, mode):
-                if self._known.note(each.step) == each:
-                    return each.step
-            again = ranked(self._known.saved, metric, mode)
-            return again[0].step if again else None
-
-        return self._ranks.decide(find)
+        return self._ranks.decide(lambda: self._known.best(metric, mode))
 
     def metrics(self, step: int) -> dict[str, float]:
         """What was saved with a step.
@@ -318,14 +323,7 @@ class CheckpointManager:
         Raises:
             CheckpointNotFound: it is not committed.
         """
-
-        def look() -> dict[str, float]:
-            found = self._known.note(checked_step(step))
-            if found is None:
-                raise CheckpointNotFound(f"step {step} is not committed", self.url_of(step), "see all_steps()")
-            return dict(found.metrics)
-
-        return self._ranks.decide(look)
+        return self._ranks.decide(lambda: self._known.metrics(checked_step(step)))
 
     def should_stop(self) -> bool:
         """Whether SIGTERM has come to any rank: save and leave the loop. Cheap enough to ask after every step."""

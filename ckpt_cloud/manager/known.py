@@ -17,10 +17,18 @@ import msgspec
 
 from ckpt_cloud import bridge
 from ckpt_cloud.commit import open_manifest, read_register
-from ckpt_cloud.errors import CheckpointDeleted, ChooseAnother, CkptCloudError, CorruptCommit, Damaged, Unsupported
+from ckpt_cloud.errors import (
+    CheckpointDeleted,
+    CheckpointNotFound,
+    ChooseAnother,
+    CkptCloudError,
+    CorruptCommit,
+    Damaged,
+    Unsupported,
+)
 from ckpt_cloud.format.layout import id_unix_ms, is_id
 from ckpt_cloud.format.register import Register
-from ckpt_cloud.manager.policies import SavedStep
+from ckpt_cloud.manager.policies import Mode, SavedStep, ranked
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores import Location, ObjectStore, open_store
 
@@ -115,6 +123,25 @@ class KnownSteps:
             for step, register in looked.items():
                 self._note(step, register)
             return [self._committed.get(step) for step in looked]
+
+    def best(self, metric: str, mode: Mode) -> int | None:
+        """The best step by a metric, whose register was read again to be sure."""
+        for each in ranked(self.refresh(), metric, mode):
+            if self.note(each.step) == each:
+                return each.step
+        again = ranked(self.saved, metric, mode)
+        return again[0].step if again else None
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """What was saved with a step.
+
+        Raises:
+            CheckpointNotFound: it is not committed.
+        """
+        found = self.note(step)
+        if found is None:
+            raise CheckpointNotFound(f"step {step} is not committed", self.location(step).url, "see all_steps()")
+        return dict(found.metrics)
 
     def forget(self, step: int) -> None:
         """The step was deleted."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from ckpt_cloud.errors import InvalidOption
 from ckpt_cloud.events import Listener, Report, fan_out
 from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
 from ckpt_cloud.reader import ObjectStoreReader
+from ckpt_cloud.signing import SignWith, TrustedKey
 from ckpt_cloud.stores import Location
 from ckpt_cloud.trace import Trace
 from ckpt_cloud.writer import ObjectStoreWriter
@@ -46,6 +47,8 @@ class Plugs:
     commit: CommitOptions
     progress: bool
     trust: bool
+    sign: SignWith | None
+    trusted_keys: TrustedKey | Iterable[TrustedKey] | None
     on_event: Listener | None
     on_finished: Callable[[Finished], None] | None
 
@@ -59,6 +62,7 @@ class Plugs:
             store=self.store,
             transfer=self.transfer,
             commit=self.commit,
+            sign=self.sign,
             on_event=fan_out(self.on_event, trace),
             progress=self.progress,
             metrics=metrics,
@@ -73,6 +77,7 @@ class Plugs:
             transfer=self.transfer,
             cast=cast,
             trust=self.trust,
+            trusted_keys=self.trusted_keys,
             on_event=fan_out(self.on_event, trace),
             progress=self.progress,
         )

@@ -40,6 +40,7 @@ class Placement:
         want: index of the want that it serves.
         offsets, sizes: box in the want's destination.
         source: first byte in the fetched range.
+        end: byte after the last in the fetched range.
         strides: in elements, of the box in the fetched bytes.
     """
 
@@ -47,6 +48,7 @@ class Placement:
     offsets: Ints
     sizes: Ints
     source: int
+    end: int
     strides: Ints
 
 
@@ -119,4 +121,5 @@ def _placements(merged: Range, found: list[tuple[int, Piece]], wants: Sequence[W
     for span in merged.spans:
         index, piece = found[span.piece]
         steps = strides(wants[index].chunk)
-        yield Placement(index, piece.offsets, piece.sizes, span.start - merged.start, steps)
+        begin, end = span.start - merged.start, span.end - merged.start
+        yield Placement(index, piece.offsets, piece.sizes, begin, end, steps)

@@ -10,7 +10,7 @@ from ckpt_cloud.stores.base import (
     UnfinishedUpload,
 )
 from ckpt_cloud.stores.location import Location, parse_url, supports
-from ckpt_cloud.stores.resolve import open_store
+from ckpt_cloud.stores.resolve import import_engine, open_both, open_store
 
 __all__ = [
     "ANY",
@@ -21,6 +21,8 @@ __all__ = [
     "ObjectStore",
     "Replace",
     "UnfinishedUpload",
+    "import_engine",
+    "open_both",
     "open_store",
     "parse_url",
     "supports",

@@ -125,6 +125,17 @@ class ObjectStore(Protocol):
         """
         ...
 
+    async def get_range_into(
+        self, key: str, start: int, end: int, into: Sequence[memoryview], version: str | None = None
+    ) -> None:
+        """Fills `into`, one buffer after another, with what `get_range` gives; raises what it raises.
+
+        Args:
+            into: writable, together `end - start` bytes; what they hold after a failure is nobody's promise, but
+                nothing is written to them any more.
+        """
+        ...
+
     def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
         """All objects whose keys begin with the whole path segments of `prefix`, in any order."""
         ...
@@ -156,3 +167,13 @@ class ObjectStore(Protocol):
             Unsupported: the store gives no way to.
         """
         ...
+
+
+def fill(into: Sequence[memoryview], data: memoryview) -> None:
+    """Copies `data` into the buffers `into`, one after another; lets other threads run meanwhile."""
+    import numpy as np
+
+    at = 0
+    for view in into:
+        np.copyto(np.frombuffer(view, np.uint8), np.frombuffer(data[at : at + len(view)], np.uint8))
+        at += len(view)

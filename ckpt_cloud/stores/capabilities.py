@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import time
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckpt_cloud.errors import AlreadyExists, CkptCloudError, PreconditionFailed, RequestRefused, Unsupported
-from ckpt_cloud.format.layout import DATA_PREFIX, mint_id
+from ckpt_cloud.format.layout import DATA_PREFIX, PROBE, mint_id
 from ckpt_cloud.stores.base import CREATE, Condition, Replace
 
 if TYPE_CHECKING:
@@ -47,13 +48,13 @@ async def remembered(store: ObjectStore, name: str) -> Capabilities:
 
 async def probe(store: ObjectStore) -> Capabilities:
     """Tries both conditions on a throw-away key, in four requests; the key is one that a collector would remove."""
-    key = f"{DATA_PREFIX}{mint_id(time.time_ns() // 1_000_000, os.urandom(10))}/probe"
+    key = f"{DATA_PREFIX}{mint_id(time.time_ns() // 1_000_000, os.urandom(10))}/{PROBE}"
     await store.put(key, b"probe")
     try:
-        return Capabilities(
-            conditional_create=await _keeps(store, key, CREATE),
-            conditional_replace=await _keeps(store, key, Replace(_NO_SUCH_VERSION)),
+        create, replace = await asyncio.gather(
+            _keeps(store, key, CREATE), _keeps(store, key, Replace(_NO_SUCH_VERSION))
         )
+        return Capabilities(conditional_create=create, conditional_replace=replace)
     finally:
         # A writer may lack the permission to delete.
         with contextlib.suppress(CkptCloudError):

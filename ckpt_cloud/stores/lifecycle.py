@@ -25,4 +25,6 @@ async def days_to_abort(location: Location, options: StoreOptions) -> int | None
     from ckpt_cloud.stores.beside_s3 import BesideS3
 
     chain = aws.session(options, location.url)
-    return await BesideS3(chain, location, options, endpoint=aws.endpoint_url(chain, options)).days_to_abort()
+    return await BesideS3(
+        chain, location, options, endpoint=aws.endpoint_url(chain, options, location.url)
+    ).days_to_abort()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import obstore
@@ -31,9 +31,11 @@ from ckpt_cloud.stores.base import (
     Replace,
     Source,
     UnfinishedUpload,
+    fill,
 )
 from ckpt_cloud.stores.capabilities import ALL, Capabilities, remembered
 from ckpt_cloud.stores.foreign_errors import translate, translated
+from ckpt_cloud.workers import in_thread, to_the_end
 
 if TYPE_CHECKING:
     from obstore import GetOptions
@@ -45,26 +47,41 @@ _HEAD_TIMEOUT_S = 10.0
 """For the one look at an object's size after a read of it failed."""
 
 
-@dataclass(frozen=True, slots=True)
 class Clients:
-    """obstore's stores for one bucket, by what they are patient with.
+    """obstore's stores for one bucket, by what they are patient with; each is made when it is first used.
 
-    Attributes:
-        once: sends every request once, and gives it `request_timeout_s`.
+    Args:
+        once: makes one that sends every request once, and gives it `request_timeout_s`.
         reads: the same, and gives up on a body that has stopped coming.
         parts: retries a few times inside, for what obstore makes of many requests.
         lists: both.
     """
 
-    once: Any
-    reads: Any
-    parts: Any
-    lists: Any
+    def __init__(
+        self, once: Callable[[], Any], reads: Callable[[], Any], parts: Callable[[], Any], lists: Callable[[], Any]
+    ) -> None:
+        self._once, self._reads, self._parts, self._lists = once, reads, parts, lists
+
+    @cached_property
+    def once(self) -> Any:
+        return self._once()
+
+    @cached_property
+    def reads(self) -> Any:
+        return self._reads()
+
+    @cached_property
+    def parts(self) -> Any:
+        return self._parts()
+
+    @cached_property
+    def lists(self) -> Any:
+        return self._lists()
 
     @classmethod
     def same(cls, store: Any) -> Clients:
         """One for all, where there is no network."""
-        return cls(store, store, store, store)
+        return cls(*(lambda: store,) * 4)
 
 
 class NativeStore:
@@ -98,9 +115,7 @@ class NativeStore:
         return self._version(result)
 
     async def put_multipart(self, key: str, source: Source, *, part_size: int, concurrency: int) -> str | None:
-        halt: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        failures: list[Exception] = []
-        stream = _until(halt, source(), failures)
+        stream = _Stoppable(source())
         upload = asyncio.ensure_future(
             obstore.put_async(
                 self._clients.parts, join(self._prefix, key), stream, chunk_size=part_size, max_concurrency=concurrency
@@ -111,13 +126,13 @@ class NativeStore:
                 return self._version(await asyncio.shield(upload))
         except asyncio.CancelledError:
             # obstore aborts an upload whose stream fails, but not one that nobody waits for any more.
-            halt.set_result(None)
+            stream.stop()
             await _ended(upload, timeout_s=_ABORT_TIMEOUT_S)
             raise
         except CkptCloudError:
-            if failures:
+            if stream.failure is not None:
                 # The caller's own, which obstore hands on and the table above would take for the store's.
-                raise failures[0] from None
+                raise stream.failure from None
             raise
 
     async def get(self, key: str, *, limit: int) -> tuple[bytes, ObjectInfo]:
@@ -142,6 +157,12 @@ class NativeStore:
             await self._check_size(key, end)
             raise
         return data
+
+    async def get_range_into(
+        self, key: str, start: int, end: int, into: Sequence[memoryview], version: str | None = None
+    ) -> None:
+        data = await self.get_range(key, start, end, version)
+        await to_the_end(in_thread(fill, into, data))
 
     async def _check_size(self, key: str, end: int) -> None:
         """Tells a range that does not exist, which stores report in many ways, from a passing fault."""
@@ -239,29 +260,38 @@ class NativeStore:
         return error
 
 
-async def _until(
-    halt: asyncio.Future[Any], buffers: AsyncIterable[Buffer], failures: list[Exception]
-) -> AsyncIterator[Buffer]:
-    """`buffers`, without keeping hold of one; fails as soon as `halt` is done. Notes what `buffers` raise."""
-    source = aiter(buffers)
-    while True:
-        coming: list[asyncio.Future[Any]] = [asyncio.ensure_future(_next(source))]
-        await asyncio.wait([*coming, halt], return_when=asyncio.FIRST_COMPLETED)
-        if halt.done():
-            await _ended(coming.pop(), timeout_s=0)
+class _Stoppable:
+    """The buffers of a source, for obstore; keeps hold of none, and fails at once when it is stopped."""
+
+    def __init__(self, source: AsyncIterable[Buffer]) -> None:
+        self._source = aiter(source)
+        # What changes: who waits for the next buffer, whether there will be one, and what the source raised.
+        self._waiting: asyncio.Task[Any] | None = None
+        self._stopped = False
+        self.failure: Exception | None = None
+
+    def __aiter__(self) -> _Stoppable:
+        return self
+
+    async def __anext__(self) -> Buffer:
+        if self._stopped:
             raise RuntimeError("the upload was cancelled")
+        self._waiting = asyncio.current_task()
         try:
-            arrived = [coming.pop().result()]
+            return await anext(self._source)
         except StopAsyncIteration:
-            return
-        except Exception as error:
-            failures.append(error)
             raise
-        yield arrived.pop()
+        except Exception as error:
+            self.failure = error
+            raise
+        finally:
+            self._waiting = None
 
-
-async def _next(source: AsyncIterator[Buffer]) -> Buffer:
-    return await anext(source)
+    def stop(self) -> None:
+        """Only from the loop."""
+        self._stopped = True
+        if self._waiting is not None:
+            self._waiting.cancel()
 
 
 async def _ended(work: asyncio.Future[Any], *, timeout_s: float) -> None:

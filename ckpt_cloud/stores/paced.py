@@ -64,6 +64,11 @@ class PacedStore:
     async def get_range(self, key: str, start: int, end: int, version: str | None = None) -> memoryview:
         return await self._again(lambda: self._store.get_range(key, start, end, version))
 
+    async def get_range_into(
+        self, key: str, start: int, end: int, into: Sequence[memoryview], version: str | None = None
+    ) -> None:
+        await self._again(lambda: self._store.get_range_into(key, start, end, into, version))
+
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
         async def all_of_it() -> Sequence[ObjectInfo]:
             return [info async for info in self._store.list(prefix)]

@@ -45,22 +45,27 @@ class PartsInFlight:
             self._over(part)
 
     async def stream(self) -> AsyncIterator[Buffer]:
-        """The source's buffers, cut where parts end."""
+        """The source's buffers, cut where parts end; those that end with a part, or within, are the source's own."""
         part = _Part(room=0)
+        last: weakref.ref[memoryview] | None = None
         async for buffer in self._source():
-            rest = [memoryview(buffer).cast("B")]
+            rest = [_flat(buffer)]
             del buffer
-            while len(rest[0]):
+            while rest and len(rest[0]):
                 if part.room == 0:
                     # The buffer first, the turn second: whoever has a turn waits for nobody.
                     part = await self._begin()
-                piece = [rest[0][: part.room]]
-                rest[0] = rest[0][len(piece[0]) :]
-                self._watch(part, piece[0])
+                piece = [rest.pop() if len(rest[0]) <= part.room else rest[0][: part.room]]
+                if rest:
+                    rest[0] = rest[0][part.room :]
+                part.room -= len(piece[0])
+                last = weakref.ref(piece[0])
+                if part.room == 0:
+                    self._watch(part, piece[0])
                 yield piece.pop()
             rest.clear()
-        part.room = 0
-        self._settle(part)
+        if part.room and last is not None:
+            self._watch_rest(part, last())
 
     async def _begin(self) -> _Part:
         self._latest = await self._pace.enter()
@@ -68,27 +73,27 @@ class PartsInFlight:
         self._flying.add(part)
         return part
 
-    def _watch(self, part: _Part, piece: memoryview) -> None:
-        part.room -= len(piece)
-        part.size += len(piece)
-        part.held += 1
-        weakref.finalize(piece, self._let_go, part).atexit = False
+    def _watch_rest(self, part: _Part, last: memoryview | None) -> None:
+        if last is None:
+            self._stored(part)
+        else:
+            self._watch(part, last)
+
+    def _watch(self, part: _Part, last: memoryview) -> None:
+        """A part is stored when its last piece is let go; the others go with it."""
+        weakref.finalize(last, self._let_go, part).atexit = False
 
     def _let_go(self, part: _Part) -> None:
         """Called on whichever thread lets go of the piece."""
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._gone, part)
+            self._loop.call_soon_threadsafe(self._stored, part)
 
-    def _gone(self, part: _Part) -> None:
-        part.held -= 1
-        self._settle(part)
-
-    def _settle(self, part: _Part) -> None:
-        if part.room == 0 and part.held == 0 and part in self._flying:
+    def _stored(self, part: _Part) -> None:
+        if part in self._flying:
             self._pace.answered()
             self._over(part)
             if self._recorder is not None:
-                self._recorder.ended("up", self._key, part.size, part.began_unix_s)
+                self._recorder.ended("up", self._key, self._part_size - part.room, part.began_unix_s)
 
     def _over(self, part: _Part) -> None:
         self._flying.remove(part)
@@ -96,12 +101,17 @@ class PartsInFlight:
 
 
 class _Part:
-    """Bytes that it has room for, and pieces of it that are held; compared by identity."""
+    """A part under way, and bytes that it has room for; compared by identity."""
 
-    __slots__ = ("began_unix_s", "held", "room", "size")
+    __slots__ = ("began_unix_s", "room")
 
     def __init__(self, room: int) -> None:
         self.room = room
-        self.held = 0
-        self.size = 0
         self.began_unix_s = time.time()
+
+
+def _flat(buffer: Buffer) -> memoryview:
+    """`buffer` itself where it can be: who made it may watch for its end."""
+    if isinstance(buffer, memoryview) and buffer.format == "B" and buffer.ndim == 1:
+        return buffer
+    return memoryview(buffer).cast("B")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckpt_cloud.errors import InvalidOption, MissingCredentials, Unsupported
+from ckpt_cloud.errors import CkptCloudError, InvalidOption, MissingCredentials, Unsupported
 from ckpt_cloud.options import Engine, StoreOptions
 from ckpt_cloud.stores.base import ObjectStore
 from ckpt_cloud.stores.foreign_errors import translated
 from ckpt_cloud.stores.intercept import apply
 from ckpt_cloud.stores.location import Location
 from ckpt_cloud.stores.paced import PacedStore
+from ckpt_cloud.stores.reaching import address, authorities
 
 if TYPE_CHECKING:
     from obstore.store import MemoryStore as ObstoreMemory
@@ -27,6 +30,14 @@ DEFAULT_ENGINES: dict[str, Engine] = {
     "memory": "native",
 }
 """By dialect; every other scheme is fsspec's."""
+_MODULES = {
+    ("native", "s3"): "ckpt_cloud.stores.s3",
+    ("native", "gcs"): "ckpt_cloud.stores.gcs",
+    ("native", "azure"): "ckpt_cloud.stores.azure",
+    ("native", "file"): "ckpt_cloud.stores.local",
+    ("native", "memory"): "ckpt_cloud.stores.memory",
+    ("fsspec", ""): "ckpt_cloud.stores.fsspec_engine",
+}
 _memory: dict[str, ObstoreMemory] = {}
 """`memory://NAME/…` of this process; gone with it."""
 
@@ -42,20 +53,51 @@ def open_store(location: Location, options: StoreOptions, *, first_contact: bool
         MissingCredentials, FixRequest: from the configuration.
         Unsupported: the engine does not do this scheme, or its library is not installed.
     """
+    store = _unpaced(location, options)
+    return _patient(store, location, options, first_contact=first_contact)
+
+
+def open_both(location: Location, options: StoreOptions) -> tuple[ObjectStore, ObjectStore]:
+    """What `open_store` gives with `first_contact`, and without, on the same connections."""
+    store = _unpaced(location, options)
+    control = _patient(store, location, options, first_contact=True)
+    return control, _patient(store, location, options, first_contact=False)
+
+
+def import_engine(location: Location, options: StoreOptions) -> None:
+    """Imports what `open_store` will need, which takes longer than to open one; says nothing of what is missing."""
+    with contextlib.suppress(CkptCloudError, ImportError):
+        engine = engine_for(location, options)
+        importlib.import_module(_MODULES.get((engine, location.dialect), _MODULES["fsspec", ""]))
+
+
+def _patient(store: ObjectStore, location: Location, options: StoreOptions, *, first_contact: bool) -> ObjectStore:
+    """`store` with retries and pace, unless it is on this machine."""
+    if engine_for(location, options) == "native" and location.dialect in ("file", "memory"):
+        return apply(store)
+    return apply(PacedStore(store, options, first_contact=first_contact))
+
+
+def _unpaced(location: Location, options: StoreOptions) -> ObjectStore:
+    """The store as its engine has it."""
     _check_whole(location, options)
     if engine_for(location, options) == "fsspec":
         from ckpt_cloud.stores.fsspec_engine import open_fsspec
 
-        return apply(PacedStore(open_fsspec(location, options), options, first_contact=first_contact))
+        return open_fsspec(location, options)
     if location.dialect == "memory":
-        return apply(_open_memory(location))
+        return _open_memory(location)
     if location.dialect == "file":
-        return apply(_open_local(location))
-    return apply(PacedStore(_open_cloud(location, options), options, first_contact=first_contact))
+        return _open_local(location)
+    return _open_cloud(location, options)
 
 
 def _check_whole(location: Location, options: StoreOptions) -> None:
-    """Refuses options that lost, on their way to another process, what said where the store is."""
+    """Refuses what is no proxy or CA bundle, and options that lost on their way to another process what said where."""
+    if options.proxy_url:
+        address(options.proxy_url, "proxy_url", location.url)
+    if options.ca_bundle:
+        authorities(options.ca_bundle, location.url)
     for name in ("filesystem", "filesystem_options"):
         if name in options.secrets_dropped:
             hint = "use async_save with threads, or options that the other process finds in its environment"

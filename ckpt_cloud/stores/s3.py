@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import urllib.parse
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import obstore
 from obstore.store import S3Store as ObstoreS3
 
-from ckpt_cloud.errors import WrongRegion
+from ckpt_cloud.errors import Unsupported, WrongRegion
+from ckpt_cloud.format.layout import join
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores import aws
 from ckpt_cloud.stores.base import UnfinishedUpload
 from ckpt_cloud.stores.beside_s3 import BesideS3
+from ckpt_cloud.stores.direct import STALLED_S, DirectReads, reached_directly
 from ckpt_cloud.stores.foreign_errors import in_region
 from ckpt_cloud.stores.location import Location
 from ckpt_cloud.stores.native import Clients, NativeStore
@@ -24,12 +27,26 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Config
 
 
+_SIGNED_FOR = timedelta(minutes=10)
+"""Of a URL that is used within the next minutes."""
+
+
 class S3Store(NativeStore):
     """With boto3 beside obstore, which knows nothing of uploads that others left unfinished."""
 
-    def __init__(self, clients: Clients, location: Location, beside: BesideS3, *, probed_as: str) -> None:
+    def __init__(
+        self, clients: Clients, location: Location, beside: BesideS3, direct: DirectReads | None, *, probed_as: str
+    ) -> None:
         super().__init__(clients, location.path, location.url, probed_as=probed_as)
         self._beside = beside
+        self._direct = direct
+
+    async def get_range_into(
+        self, key: str, start: int, end: int, into: Sequence[memoryview], version: str | None = None
+    ) -> None:
+        path = join(self._prefix, key)
+        if self._direct is None or not await self._direct.read(path, start, end, into, version):
+            await super().get_range_into(key, start, end, into, version)
 
     async def list_children(self, prefix: str = "") -> Sequence[str]:
         found = await super().list_children(prefix)
@@ -40,6 +57,13 @@ class S3Store(NativeStore):
     async def _located(self, error: WrongRegion) -> WrongRegion:
         region = await self._beside.region()
         return in_region(region, error) if region else error
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        try:
+            await super().delete(keys)
+        except Unsupported:
+            # obstore deletes in bulk only, which some servers do not implement.
+            await self._beside.delete_one_by_one(keys)
 
     async def list_uploads(self, prefix: str = "") -> Sequence[UnfinishedUpload]:
         return await self._beside.list_uploads(prefix)
@@ -55,7 +79,7 @@ def open_s3(location: Location, options: StoreOptions) -> NativeStore:
         MissingCredentials, FixRequest: from the configuration.
     """
     chain = aws.session(options, location.url)
-    endpoint = aws.endpoint_url(chain, options)
+    endpoint = aws.endpoint_url(chain, options, location.url)
     provider = None if options.anonymous else aws.credential_provider(chain, options, location.url)
     config = _config(location.bucket, chain, endpoint, options)
 
@@ -64,9 +88,27 @@ def open_s3(location: Location, options: StoreOptions) -> NativeStore:
             location.bucket, config=config, client_options=client, retry_config=retry, credential_provider=provider
         )
 
-    made = clients(make, options, endpoint=endpoint, ca=options.ca_bundle or os.environ.get("AWS_CA_BUNDLE"))
+    ca = aws.ca_bundle(chain, location.url)
+    made = clients(make, options, endpoint=endpoint, ca=ca)
     beside = BesideS3(chain, location, options, endpoint=endpoint)
-    return S3Store(made, location, beside, probed_as=f"{endpoint or 'aws'} {location.bucket}")
+    probed_as = f"{endpoint or 'aws'} {location.bucket}"
+    return S3Store(made, location, beside, _direct(made, options, ca), probed_as=probed_as)
+
+
+def _direct(clients: Clients, options: StoreOptions, ca: str | None) -> DirectReads | None:
+    """Reads past obstore, where a signed URL is all that it takes."""
+    if options.anonymous or options.sse_customer_key is not None or options.requester_pays:
+        return None
+    store = clients.reads
+    example = obstore.sign(store, "GET", "key", _SIGNED_FOR)
+    if not reached_directly(example, options.proxy_url):
+        return None
+    return DirectReads(
+        lambda path: obstore.sign(store, "GET", path, _SIGNED_FOR),
+        connect_timeout_s=options.connect_timeout_s,
+        stalled_s=min(STALLED_S, options.request_timeout_s),
+        ca=ca,
+    )
 
 
 def _config(bucket: str, chain: Session, endpoint: str | None, options: StoreOptions) -> S3Config:

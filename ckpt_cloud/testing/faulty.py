@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from ckpt_cloud.errors import InvalidOption, StoreUnavailable
 from ckpt_cloud.format.layout import join
-from ckpt_cloud.stores.base import ANY, Buffer, Condition, ObjectInfo, ObjectStore, Source, UnfinishedUpload
+from ckpt_cloud.stores.base import ANY, Buffer, Condition, ObjectInfo, ObjectStore, Source, UnfinishedUpload, fill
 from ckpt_cloud.stores.capabilities import Capabilities
 from ckpt_cloud.stores.intercept import intercepted
 from ckpt_cloud.testing.rules import Call, Corrupt, Error, Fail, Hang, Rule, Shorten
@@ -35,7 +35,7 @@ OPERATIONS = (
     "list_uploads",
     "abort_upload",
 )
-"""Methods of the `ObjectStore` protocol."""
+"""Methods of the `ObjectStore` protocol; a read into buffers counts as `get_range`."""
 
 
 class Crashed(StoreUnavailable):
@@ -249,6 +249,11 @@ class FaultyStore:
     async def get_range(self, key: str, start: int, end: int, version: str | None = None) -> memoryview:
         async with self._watched("get_range", key, start=start, end=end) as rule:
             return rule.read(await self._store.get_range(key, start, end, version), start)
+
+    async def get_range_into(
+        self, key: str, start: int, end: int, into: Sequence[memoryview], version: str | None = None
+    ) -> None:
+        fill(into, await self.get_range(key, start, end, version))
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
         async with self._watched("list", prefix):

@@ -7,12 +7,8 @@ import weakref
 from collections import deque
 
 
-class StagedBuffer(bytearray):
-    """A bytearray that can tell when it is let go, wherever it was handed to."""
-
-
 class Budget:
-    """Bytes that may exist at once, given out first come, first served.
+    """Bytes, or requests, that may exist at once, given out first come, first served.
 
     Belongs to one event loop. A single request for more than the whole budget is granted alone.
     """
@@ -49,13 +45,10 @@ class Budget:
         self.used_bytes -= size_bytes
         self._serve()
 
-    async def buffer(self, size_bytes: int) -> StagedBuffer:
-        """A buffer of `size_bytes` whose share of the budget returns by itself when the last user lets it go."""
-        await self.take(size_bytes)
-        buffer = StagedBuffer(size_bytes)
+    def give_back_with(self, last: memoryview, size_bytes: int) -> None:
+        """Returns what was taken when `last` is let go, wherever it was handed to."""
         loop = asyncio.get_running_loop()
-        weakref.finalize(buffer, _return_later, loop, self, size_bytes).atexit = False
-        return buffer
+        weakref.finalize(last, _return_later, loop, self, size_bytes).atexit = False
 
     def _fits(self, size_bytes: int) -> bool:
         return self.used_bytes == 0 or self.used_bytes + size_bytes <= self.total_bytes
@@ -78,6 +71,6 @@ class Budget:
 
 
 def _return_later(loop: asyncio.AbstractEventLoop, budget: Budget, size_bytes: int) -> None:
-    """Called on whichever thread let the buffer go."""
+    """Called on whichever thread let it go."""
     if not loop.is_closed():
         loop.call_soon_threadsafe(budget.give_back, size_bytes)

@@ -1,30 +1,38 @@
-"""Fetches ranges, verifies every block, and hands the bytes on to where they belong.
+"""Fetches ranges straight into where they belong, and verifies every block.
 
-Fetch ─► budget ─► get_range ─► worker: CRC32C per block ─► worker: place in the destination
+Fetch ─► where its bytes go: destinations, a buffer for the rest ─► budget ─► get_range_into
+      ─► worker: CRC32C per block, then what is in the buffer to its destinations
 """
 
 from __future__ import annotations
 
 import time
-from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from ckpt_cloud.errors import ChecksumMismatch, MissingObject, NotFound, RangeNotSatisfiable
 from ckpt_cloud.events import Recorder
-from ckpt_cloud.format.checksum import first_bad_block, unpack_sums
+from ckpt_cloud.format.checksum import first_bad_block
 from ckpt_cloud.format.manifest import ObjectEntry
 from ckpt_cloud.options import TransferOptions
 from ckpt_cloud.planning.load import Fetch, Placement
 from ckpt_cloud.stores import ObjectStore
 from ckpt_cloud.transfer.budget import Budget
-from ckpt_cloud.transfer.structured import all_or_cancel, to_the_end
-from ckpt_cloud.workers import in_thread
+from ckpt_cloud.transfer.staging import Allocate, Staging
+from ckpt_cloud.transfer.structured import all_or_cancel
+from ckpt_cloud.workers import in_thread, to_the_end
+
+_MIN_DIRECT = 64 << 10
+"""Fewer bytes are quicker copied out of a buffer than received apart."""
 
 
 class Sink(Protocol):
     """Where fetched bytes go; called on worker threads, never twice for one box."""
+
+    def memory(self, placement: Placement) -> memoryview | None:
+        """The destination's own memory, if the placement's bytes lie there as they are stored; None if not."""
+        ...
 
     def place(self, placement: Placement, data: memoryview) -> None:
         """Copies the box of `placement` out of `data`, the bytes of its range."""
@@ -32,6 +40,11 @@ class Sink(Protocol):
 
     def describe(self, placement: Placement) -> str:
         """Name of what the placement is part of, for errors."""
+        ...
+
+    @property
+    def allocate(self) -> Allocate:
+        """Makes memory that `place` reads from fast."""
         ...
 
 
@@ -50,12 +63,27 @@ async def download(
         ChecksumMismatch: a block is wrong, twice.
         MissingObject: an object is gone, or shorter than the manifest says.
     """
-    sums = {number: unpack_sums(objects[number].sums) for number in {fetch.object for fetch in fetches}}
-    work = _Download(store, sink, objects, sums, Budget(options.memory_budget), recorder)
-    recorder.report.objects += len(sums)
+    staging = Staging(Budget(options.memory_budget), options.range_size, sink.allocate)
+    work = _Download(store, sink, objects, staging, recorder)
+    recorder.report.objects += len({fetch.object for fetch in fetches})
     queue = iter(fetches)
     lanes = min(options.max_requests, len(fetches))
     await all_or_cancel(work.drain(queue) for _ in range(lanes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where a fetch's bytes go.
+
+    Attributes:
+        views: memory of destinations, and of a buffer for what lies between them, one after another.
+        moved: placements whose bytes come to lie in the buffer.
+        buffer: as long as the range, so that every byte has one place in it; None where none is needed.
+    """
+
+    views: list[memoryview]
+    moved: list[Placement]
+    buffer: memoryview | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,41 +93,49 @@ class _Download:
     store: ObjectStore
     sink: Sink
     objects: Sequence[ObjectEntry]
-    sums: dict[int, array[int]]
-    budget: Budget
+    staging: Staging
     recorder: Recorder
 
     async def drain(self, queue: Iterator[Fetch]) -> None:
         for fetch in queue:
-            size = fetch.end - fetch.start
-            await self.budget.take(size)
-            try:
-                data = await self._verified(fetch)
+            await self._run(fetch)
+
+    async def _run(self, fetch: Fetch) -> None:
+        direct = self._direct(fetch)
+        size = fetch.end - fetch.start
+        needs_buffer = sum(map(len, direct.values())) < size
+        # A store may need as much again while it receives.
+        async with self.staging.lent(size if needs_buffer else 0, beside=size) as buffer:
+            target = _target(fetch, direct, buffer)
+            del buffer, direct
+            for attempt in (1, 2):
+                await self._get(fetch, target)
                 # A thread that went on after a failed load had ended would spoil what is loaded next.
-                await to_the_end(in_thread(self._place, fetch, data))
-                del data
-            finally:
-                self.budget.give_back(size)
+                bad = await to_the_end(in_thread(self._settle, fetch, target))
+                if bad is None:
+                    return
+                if attempt == 2:
+                    raise self._mismatch(fetch, bad)
 
-    async def _verified(self, fetch: Fetch) -> memoryview:
-        for attempt in (1, 2):
-            data = await self._get(fetch)
-            bad = await in_thread(self._bad_block, fetch, data)
-            if bad is None:
-                return data
-            if attempt == 2:
-                raise self._mismatch(fetch, bad)
-        raise AssertionError("unreachable")
+    def _direct(self, fetch: Fetch) -> dict[int, memoryview]:
+        """By index of its placement: memory of the destinations that take their bytes as they come."""
+        found: dict[int, memoryview] = {}
+        if not _overlap(fetch.placements):
+            for index, placement in enumerate(fetch.placements):
+                if placement.end - placement.source >= _MIN_DIRECT:
+                    memory = self.sink.memory(placement)
+                    if memory is not None:
+                        found[index] = memory
+        return found
 
-    async def _get(self, fetch: Fetch) -> memoryview:
+    async def _get(self, fetch: Fetch, target: _Target) -> None:
         entry = self.objects[fetch.object]
         self.recorder.moved("down", entry.key, fetch.end - fetch.start)
         where = f"{self.store.url}/{entry.key}"
         began_unix_s = time.time()
         try:
-            data = await self.store.get_range(entry.key, fetch.start, fetch.end)
-            self.recorder.ended("down", entry.key, len(data), began_unix_s)
-            return data
+            await self.store.get_range_into(entry.key, fetch.start, fetch.end, target.views)
+            self.recorder.ended("down", entry.key, fetch.end - fetch.start, began_unix_s)
         except NotFound:
             hint = "the checkpoint was deleted meanwhile, or a lifecycle rule or another tool removed the object"
             raise MissingObject("a data object of the checkpoint is gone", where, hint) from None
@@ -107,9 +143,15 @@ class _Download:
             hint = "the object was cut short; load an earlier checkpoint"
             raise MissingObject(f"a data object should have {entry.size} bytes: {error.message}", where, hint) from None
 
-    def _bad_block(self, fetch: Fetch, data: memoryview) -> int | None:
-        size = self.objects[fetch.object].block_size
-        return first_bad_block(data, fetch.start // size, self.sums[fetch.object], size)
+    def _settle(self, fetch: Fetch, target: _Target) -> int | None:
+        """Moves on what is in the buffer, unless a block is wrong: its number."""
+        entry = self.objects[fetch.object]
+        first = fetch.start // entry.block_size
+        bad = first_bad_block(target.views, first, entry.sums, entry.block_size, entry.digests)
+        if bad is None and target.buffer is not None:
+            for placement in target.moved:
+                self.sink.place(placement, target.buffer)
+        return bad
 
     def _mismatch(self, fetch: Fetch, block: int) -> ChecksumMismatch:
         entry = self.objects[fetch.object]
@@ -119,6 +161,30 @@ class _Download:
         hint = "the stored object is damaged; load an earlier checkpoint"
         return ChecksumMismatch(message, f"{self.store.url}/{entry.key}", hint)
 
-    def _place(self, fetch: Fetch, data: memoryview) -> None:
-        for placement in fetch.placements:
-            self.sink.place(placement, data)
+
+def _overlap(placements: Sequence[Placement]) -> bool:
+    """Whether two need the same bytes; placements come in the order of their first."""
+    high = 0
+    for placement in placements:
+        if placement.source < high:
+            return True
+        high = placement.end
+    return False
+
+
+def _target(fetch: Fetch, direct: dict[int, memoryview], buffer: memoryview | None) -> _Target:
+    """The range cut at the borders of `direct`; what lies between them goes to `buffer`."""
+    views = []
+    at = 0
+    for index, memory in direct.items():
+        begin = fetch.placements[index].source
+        if at < begin:
+            assert buffer is not None, "there is one unless all bytes go to destinations"
+            views.append(buffer[at:begin])
+        views.append(memory)
+        at = begin + len(memory)
+    size = fetch.end - fetch.start
+    if at < size:
+        assert buffer is not None, "there is one unless all bytes go to destinations"
+        views.append(buffer[at:size])
+    return _Target(views, [p for index, p in enumerate(fetch.placements) if index not in direct], buffer)

@@ -1,6 +1,6 @@
 """Uploads the packs of one rank: staging and checksums on worker threads while earlier parts are under way.
 
-PackPlan ─► parts ─► worker: views or staged copies, CRC32C per block ─► put_multipart ─► ObjectEntry
+PackPlan ─► parts ─► request ─► worker: views or a staged copy, CRC32C per block ─► put_multipart ─► ObjectEntry
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from ckpt_cloud.options import TransferOptions
 from ckpt_cloud.planning.save import PackPlan, Segment, parts
 from ckpt_cloud.stores import ObjectStore
 from ckpt_cloud.transfer.budget import Budget
+from ckpt_cloud.transfer.staging import Allocate, Staging
 from ckpt_cloud.transfer.structured import all_or_cancel
 from ckpt_cloud.workers import in_thread
 
-_PACKS_AT_ONCE = 4
-"""Enough to overlap their first and last requests, few enough that each has several parts in flight."""
+_PACKS_AT_ONCE = 8
+"""Enough that the last parts of one are under way beside the first of others; each may use all requests."""
 _MAX_VIEWS = 16
 """A part of more segments is staged as one buffer: handing over a small buffer costs more than copying it."""
 
@@ -42,6 +43,11 @@ class Source(Protocol):
         """The entry has been handed over in full; what was kept for it may go, though it may be asked for again."""
         ...
 
+    @property
+    def allocate(self) -> Allocate:
+        """Makes memory that `copy` writes to fast."""
+        ...
+
 
 async def upload_packs(
     store: ObjectStore,
@@ -54,7 +60,8 @@ async def upload_packs(
 ) -> list[ObjectEntry]:
     """Uploads each pack under its key and returns what the manifest says of the objects, in the same order.
 
-    Memory: staged parts stay within `options.memory_budget`; views of the caller's tensors cost nothing.
+    Memory: staged parts stay within `options.memory_budget`; views of the caller's tensors cost nothing. At most
+    `options.max_requests` parts, of all packs together, are under way.
 
     Args:
         nbytes: of every entry that the packs index.
@@ -62,9 +69,16 @@ async def upload_packs(
     Raises:
         Whatever the store or the source raises; the other uploads are then cancelled and aborted.
     """
-    at_once = max(1, min(len(packs), _PACKS_AT_ONCE, options.max_requests))
-    upload = _Upload(store, source, nbytes, options, Budget(options.memory_budget), recorder, at_once)
-    gate = asyncio.Semaphore(at_once)
+    upload = _Upload(
+        store,
+        source,
+        nbytes,
+        options,
+        Budget(options.max_requests),
+        Staging(Budget(options.memory_budget), options.part_size, source.allocate),
+        recorder,
+    )
+    gate = asyncio.Semaphore(min(_PACKS_AT_ONCE, options.max_requests))
 
     async def one(key: str, plan: PackPlan) -> ObjectEntry:
         async with gate:
@@ -81,62 +95,89 @@ class _Upload:
     source: Source
     nbytes: Sequence[int]
     options: TransferOptions
-    budget: Budget
+    requests: Budget
+    staging: Staging
     recorder: Recorder
-    at_once: int
 
     async def pack(self, key: str, plan: PackPlan) -> ObjectEntry:
-        begun: list[BlockSums] = []
         began_unix_s = time.time()
-
-        def source() -> AsyncIterator[memoryview]:
-            # Anew for an upload that begins again.
-            begun.append(BlockSums(self.options.block_size))
-            return self._buffers(key, plan, begun[-1])
-
+        sums = self._sums()
         if plan.size <= plan.part_size:
-            version = await self.store.put(key, b"".join([piece async for piece in source()]))
+            version = await self._put(key, plan, sums)
         else:
-            lanes = max(1, self.options.max_requests // self.at_once)
+            begun = [sums]
+
+            def source() -> AsyncIterator[memoryview]:
+                # Anew for an upload that begins again.
+                begun.append(self._sums())
+                return self._buffers(key, plan, begun[-1])
+
+            lanes = self.options.max_requests
             version = await self.store.put_multipart(key, source, part_size=plan.part_size, concurrency=lanes)
+            sums = begun[-1]
         self.recorder.report.objects += 1
         self.recorder.stored(key, plan.size, began_unix_s)
-        return ObjectEntry(key, plan.size, self.options.block_size, begun[-1].finish(), version)
+        return ObjectEntry(key, plan.size, self.options.block_size, sums.finish(), version, sums.digests)
+
+    def _sums(self) -> BlockSums:
+        return BlockSums(self.options.block_size, digests=self.options.block_digests)
+
+    async def _put(self, key: str, plan: PackPlan, sums: BlockSums) -> str | None:
+        """A pack of one part, in one request from one buffer."""
+        (segments,) = parts(plan, self.nbytes)
+        await self.requests.take(1)
+        try:
+            whole = await self._staged(plan, segments, sums)
+            self.recorder.moved("up", key, plan.size)
+            return await self.store.put(key, whole)
+        finally:
+            self.requests.give_back(1)
+            self._release(segments)
 
     async def _buffers(self, key: str, plan: PackPlan, sums: BlockSums) -> AsyncIterator[memoryview]:
         """The pack's bytes in order; only the buffers of one part are held here at a time."""
         for segments in parts(plan, self.nbytes):
-            pieces = await self._views(plan, segments) or [await self._staged(plan, segments)]
-            await in_thread(_add, sums, pieces)
+            await self.requests.take(1)
+            try:
+                pieces = await self._views(plan, segments, sums) or [await self._staged(plan, segments, sums)]
+                self.requests.give_back_with(pieces[-1], 1)
+            except BaseException:
+                self.requests.give_back(1)
+                raise
             self.recorder.moved("up", key, sum(map(len, pieces)))
             while pieces:
                 yield pieces.pop(0)
-            for segment in segments:
-                if segment.entry >= 0 and segment.end == self.nbytes[segment.entry]:
-                    self.source.release(segment.entry)
+            self._release(segments)
 
-    async def _views(self, plan: PackPlan, segments: list[Segment]) -> list[memoryview]:
+    def _release(self, segments: list[Segment]) -> None:
+        for segment in segments:
+            if segment.entry >= 0 and segment.end == self.nbytes[segment.entry]:
+                self.source.release(segment.entry)
+
+    async def _views(self, plan: PackPlan, segments: list[Segment], sums: BlockSums) -> list[memoryview]:
         """Views of the memory that the segments lie in, or nothing if some must be copied or they are many."""
         if len(segments) > _MAX_VIEWS:
             return []
-        return await in_thread(self._find_views, plan, segments)
+        return await in_thread(self._find_views, plan, segments, sums)
 
-    def _find_views(self, plan: PackPlan, segments: list[Segment]) -> list[memoryview]:
+    def _find_views(self, plan: PackPlan, segments: list[Segment], sums: BlockSums) -> list[memoryview]:
         views = []
         for segment in segments:
             view = memoryview(plan.header) if segment.entry < 0 else self.source.view(segment.entry)
             if view is None:
                 return []
             views.append(view[segment.start : segment.end])
+        for view in views:
+            sums.update(view)
         return views
 
-    async def _staged(self, plan: PackPlan, segments: list[Segment]) -> memoryview:
+    async def _staged(self, plan: PackPlan, segments: list[Segment], sums: BlockSums) -> memoryview:
         """The segments copied into one buffer of the budget."""
-        into = memoryview(await self.budget.buffer(sum(s.end - s.start for s in segments)))
-        await in_thread(self._copy, plan, segments, into)
+        into = await self.staging.lend(sum(s.end - s.start for s in segments))
+        await in_thread(self._copy, plan, segments, into, sums)
         return into
 
-    def _copy(self, plan: PackPlan, segments: list[Segment], into: memoryview) -> None:
+    def _copy(self, plan: PackPlan, segments: list[Segment], into: memoryview, sums: BlockSums) -> None:
         at = 0
         for segment in segments:
             target = into[at : at + segment.end - segment.start]
@@ -146,9 +187,4 @@ class _Upload:
             else:
                 self.source.copy(segment.entry, segment.start, segment.end, target)
             at += len(target)
-
-
-def _add(sums: BlockSums, pieces: list[memoryview]) -> None:
-    # In a function of its own: a loop variable in the generator would hold on to a part that waits for the budget.
-    for piece in pieces:
-        sums.update(piece)
+        sums.update(into)

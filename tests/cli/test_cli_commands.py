@@ -18,7 +18,7 @@ from ckpt_cloud.cli.nearby import best
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
-COMMANDS = ["bench", "cp", "diff", "doctor", "gc", "ls", "resolve", "rm", "show", "uploads"]
+COMMANDS = ["bench", "cp", "diff", "doctor", "gc", "ls", "resolve", "rm", "show", "uploads", "verify"]
 
 
 def command(*args, stdin=None):

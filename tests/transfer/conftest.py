@@ -4,12 +4,12 @@ import asyncio
 import weakref
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from ckpt_cloud.errors import NotFound
 from ckpt_cloud.events import Recorder
 from ckpt_cloud.stores import ANY
-from ckpt_cloud.transfer.budget import StagedBuffer
 
 
 class Gauge:
@@ -21,6 +21,18 @@ class Gauge:
     def add(self, amount):
         self.now += amount
         self.peak = max(self.peak, self.now)
+
+
+class StagedMemory(np.ndarray):
+    """What a source of these tests allocates, so that staged buffers can be told from views."""
+
+
+class Pieces(list):
+    """Slices that make up a part, and the buffers that they come from, let go once the part is stored."""
+
+    def __init__(self):
+        super().__init__()
+        self.origins = []
 
 
 class Fetched(bytearray):
@@ -43,12 +55,17 @@ class FakeStore:
         self.staged_bytes = Gauge()
         self.fetched_bytes = Gauge()
         self.reads = []
+        self.allocated = []
         self.parts = {}
         self.begun = []
         self.aborted = []
         self.before_part = self.before_read = self._a_few_turns
         self.on_read = lambda key, number, data: data
         self._known = set()
+
+    def allocate(self, size):
+        self.allocated.append(size)
+        return np.empty(size, dtype=np.uint8).view(StagedMemory)
 
     async def put(self, key, data, condition=ANY):
         self._see(data)
@@ -111,6 +128,12 @@ class FakeStore:
         weakref.finalize(data, self.fetched_bytes.add, -len(data))
         return memoryview(data)
 
+    async def get_range_into(self, key, start, end, into, version=None):
+        data = await self.get_range(key, start, end, version)
+        for view in into:
+            view[: len(data)] = data[: len(view)]
+            data = data[len(view) :]
+
     async def _part(self, key, number, pieces):
         self.requests.add(1)
         try:
@@ -120,27 +143,29 @@ class FakeStore:
 
     async def _cut(self, buffers, part_size):
         """Lists of pieces, `part_size` bytes in each, without a copy and without keeping hold of one."""
-        pieces, room = [], part_size
+        pieces, room = Pieces(), part_size
         async for buffer in buffers:
             self._see(buffer)
-            view = memoryview(buffer)
+            view, origin = memoryview(buffer), [buffer]
             del buffer
             while view:
                 pieces.append(view[:room])
+                pieces.origins += origin
                 room -= len(pieces[-1])
                 view = view[len(pieces[-1]) :]
                 if room == 0:
-                    full, pieces, room = [pieces], [], part_size
+                    full, pieces, room = [pieces], Pieces(), part_size
                     if not len(view):
                         view = b""
+                        origin.clear()
                     yield full.pop()
-            del view
+            del view, origin
         if pieces:
             yield pieces
 
     def _see(self, buffer):
         owner = memoryview(buffer).obj
-        if isinstance(owner, StagedBuffer) and id(owner) not in self._known:
+        if isinstance(owner, StagedMemory) and id(owner) not in self._known:
             self._known.add(id(owner))
             self.staged_bytes.add(len(owner))
             weakref.finalize(owner, self._gone, id(owner), len(owner))
@@ -175,7 +200,13 @@ def recorder():
 def small_options():
     """Transfer options below what users may set, so that a few kilobytes go through every branch."""
 
-    def make(*, memory_budget=4000, max_requests=8, block_size=64):
-        return SimpleNamespace(memory_budget=memory_budget, max_requests=max_requests, block_size=block_size)
+    def make(*, memory_budget=4000, max_requests=8, block_size=64, part_size=500, range_size=256):
+        return SimpleNamespace(
+            memory_budget=memory_budget,
+            max_requests=max_requests,
+            block_size=block_size,
+            part_size=part_size,
+            range_size=range_size,
+        )
 
     return make

@@ -12,7 +12,9 @@ from ckpt_cloud.events import Recorder
 from ckpt_cloud.format.checksum import BlockSums
 from ckpt_cloud.format.manifest import ObjectEntry
 from ckpt_cloud.planning.load import Want, plan_fetches
+from ckpt_cloud.transfer import download as download_room
 from ckpt_cloud.transfer.download import download
+from ckpt_cloud.transfer.staging import plain_memory
 
 ID = "0190b5c4f00e7abc8def0123456789ab"
 BLOCK = 64
@@ -25,13 +27,24 @@ def some_bytes(size, seed=1):
 
 
 class Buffers:
-    """A sink of one byte buffer for each want."""
+    """A sink of one byte buffer for each want; those in `direct` take their bytes as they come."""
 
-    def __init__(self, wants):
+    allocate = staticmethod(plain_memory)
+
+    def __init__(self, wants, direct=()):
         self.buffers = [bytearray(want.sizes[0]) for want in wants]
+        self.direct = set(direct)
+        self.moved_bytes = 0
+
+    def memory(self, placement):
+        if placement.want not in self.direct:
+            return None
+        (offset,), (size,) = placement.offsets, placement.sizes
+        return memoryview(self.buffers[placement.want])[offset : offset + size]
 
     def place(self, placement, data):
         (offset,), (size,) = placement.offsets, placement.sizes
+        self.moved_bytes += size
         self.buffers[placement.want][offset : offset + size] = data[placement.source : placement.source + size]
 
     def describe(self, placement):
@@ -64,6 +77,11 @@ class Scene:
         return [contents[want.object][want.start + want.offsets[0] :][: want.sizes[0]] for want in self.wants]
 
 
+@pytest.fixture(autouse=True)
+def _every_size_may_go_direct(monkeypatch):
+    monkeypatch.setattr(download_room, "_MIN_DIRECT", 1)
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), st.lists(st.integers(1, 1500), min_size=1, max_size=3), st.integers(64, 600))
 def test_every_byte_comes_to_its_place(new_store, small_options, draw, sizes, range_size):
@@ -75,6 +93,7 @@ def test_every_byte_comes_to_its_place(new_store, small_options, draw, sizes, ra
             offset = draw.draw(st.integers(0, chunk - 1))
             wants.append(Want(number, start, 1, (chunk,), (offset,), (draw.draw(st.integers(1, chunk - offset)),)))
     scene = Scene(new_store(), sizes, wants, range_size)
+    scene.sink.direct = draw.draw(st.sets(st.sampled_from(range(len(wants))))) if wants else set()
 
     asyncio.run(scene.load(small_options()))
 
@@ -85,8 +104,20 @@ def test_every_byte_comes_to_its_place(new_store, small_options, draw, sizes, ra
     assert report.objects == len({want.object for want in wants})
 
 
-async def test_ranges_stay_within_the_budget(store, small_options):
-    scene = Scene(store, [8000, 8000, 8000])
+async def test_bytes_that_can_are_received_where_they_belong(store, small_options, monkeypatch):
+    monkeypatch.setattr(download_room, "_MIN_DIRECT", 100)
+    wants = [Want(0, at, 1, (size,), (0,), (size,)) for at, size in ((10, 50), (60, 200), (260, 700), (960, 99))]
+    scene = Scene(store, [1200], wants, range_size=512)
+    scene.sink.direct = {0, 1, 2, 3}
+    await scene.load(small_options())
+    assert [bytes(buffer) for buffer in scene.sink.buffers] == scene.expected()
+    assert 50 + 99 <= scene.sink.moved_bytes < 50 + 99 + 100, "only the small ones, and the ends of those that were cut"
+
+
+@pytest.mark.parametrize(("direct", "at_once"), [((), 2), ((0, 1, 2), 4)], ids=["through-a-buffer", "direct"])
+async def test_ranges_stay_within_the_budget(store, small_options, direct, at_once):
+    scene = Scene(store, [8192, 8192, 8192])
+    scene.sink.direct = set(direct)
 
     async def slow(key, number):
         await asyncio.sleep(0.001 * (number % 5))
@@ -96,7 +127,7 @@ async def test_ranges_stay_within_the_budget(store, small_options):
     assert [bytes(buffer) for buffer in scene.sink.buffers] == scene.expected()
     assert 256 <= store.fetched_bytes.peak <= 1024
     assert store.fetched_bytes.now == 0
-    assert store.requests.peak == 4  # as many ranges of 256 bytes as the budget holds
+    assert store.requests.peak == at_once  # as many ranges of 256 bytes, and buffers for them, as the budget holds
 
 
 async def test_requests_are_bounded(store, small_options):

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from ckpt_cloud.errors import StoreUnavailable
-from ckpt_cloud.transfer.structured import all_or_cancel, to_the_end
+from ckpt_cloud.transfer.structured import all_or_cancel
+from ckpt_cloud.workers import to_the_end
 
 pytestmark = pytest.mark.timeout(30)
 

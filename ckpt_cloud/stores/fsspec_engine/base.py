@@ -32,9 +32,11 @@ from ckpt_cloud.stores.base import (
     Condition,
     ObjectInfo,
     Replace,
+    fill,
 )
 from ckpt_cloud.stores.fsspec_engine.errors import Translate, translated
 from ckpt_cloud.stores.fsspec_engine.loops import at_once, on_loop
+from ckpt_cloud.workers import in_thread, to_the_end
 
 T = TypeVar("T")
 Work = Callable[[], Coroutine[Any, Any, T]]
@@ -120,6 +122,12 @@ class FsspecStore(ABC):
             raise
         return memoryview(data)
 
+    async def get_range_into(
+        self, key: str, start: int, end: int, into: Sequence[memoryview], version: str | None = None
+    ) -> None:
+        data = await self.get_range(key, start, end, version)
+        await to_the_end(in_thread(fill, into, data))
+
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
         async for page in self._pages(prefix, flat=True):
             for info in page.infos:
@@ -146,7 +154,7 @@ class FsspecStore(ABC):
         """The whole object; of one larger than `limit`, any bytes."""
 
     @abstractmethod
-    async def _read(self, path: str, start: int, end: int, version: str | None) -> bytes | memoryview:
+    async def _read(self, path: str, start: int, end: int, version: str | None) -> Buffer:
         """The range, or as much of it as came."""
 
     @abstractmethod

@@ -16,8 +16,7 @@ from ckpt_cloud.stores.base import ANY, CREATE, Buffer, Condition, Source
 from ckpt_cloud.stores.fsspec_engine.base import Page, Root
 from ckpt_cloud.stores.fsspec_engine.errors import of_files, translated
 from ckpt_cloud.stores.fsspec_engine.generic import GenericStore
-from ckpt_cloud.stores.fsspec_engine.loops import to_the_end
-from ckpt_cloud.workers import in_thread
+from ckpt_cloud.workers import in_thread, to_the_end
 
 _DRAFT = re.compile(r".*#draft-[0-9a-f]{12}")
 

@@ -98,16 +98,6 @@ def _settle(outcome: asyncio.Future[Any], result: Any, error: BaseException | No
         outcome.set_result(result)
 
 
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Runs `work`; a cancellation meanwhile is passed on only once it has ended, as a thread cannot be stopped."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.gather(task, return_exceptions=True)
-        raise
-
-
 def close_on(loop: asyncio.AbstractEventLoop | None, close: Callable[[], Awaitable[Any]]) -> None:
     """Runs `close()` on `loop`; called from finalizers, on any thread, so it waits only for a moment."""
     if loop is None or loop.is_closed() or not loop.is_running():
