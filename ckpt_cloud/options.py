@@ -206,7 +206,7 @@ class TransferOptions:
     """Longest single ranged read."""
     gap_size: int = 512 * KIB
     """Unneeded bytes between two needed ranges that are read over rather than asked for apart."""
-    block_size: int = 256 * KIB
+    block_size: int = 64 * KIB
     """Bytes under one CRC32C; a partial read is widened to whole blocks so that it can be verified."""
     block_digests: bool = False
     """Also note the SHA-256 of every block, in 32 bytes more of the manifest; about 0.6 s of one core for each GiB.

@@ -1,90 +1,66 @@
-"""`scripts/bench`: saves and loads one state with each backend in turn, round by round, and prints ratios."""
+"""`scripts/bench`: saves and loads beside its peers, round by round, and prints ratios and targets."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import os
-import statistics
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-import localstack
-from bench_dcp.backends import BACKENDS
-from bench_dcp.states import STATES
-
-SCHEMES = {"seaweedfs": "s3", "azurite": "az", "fake-gcs": "gs"}
-"""Local servers that survive a gigabyte."""
-Figures = dict[tuple[str, str], list[dict[str, float]]]
+from bench_dcp import machine, plot, report
+from bench_dcp.backends import BACKENDS, PEERS
+from bench_dcp.bench import Bench, reason, start_line
+from bench_dcp.suites import STORING, SUITES
 
 
 def main() -> None:
-    """Parses the command line, measures, prints."""
-    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("--state", choices=sorted(STATES), default="llama")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--backends", default="ckpt_cloud,fsspec", help="the first is compared with the others")
-    parser.add_argument("--server", choices=sorted(SCHEMES), default="seaweedfs", help="the local server to start")
-    parser.add_argument("--url", help="an existing s3://bucket/prefix instead of a local server")
-    args = parser.parse_args()
-    backends = args.backends.split(",")
-    if unknown := set(backends) - set(BACKENDS):
-        parser.error(f"unknown backends {', '.join(sorted(unknown))}; known are {', '.join(sorted(BACKENDS))}")
-    with place(args.url, args.server) as root:
-        print_table(measure(root, backends, args.state, args.rounds), backends)
-
-
-@contextlib.contextmanager
-def place(url: str | None, name: str) -> Iterator[str]:
-    """Where to save: the given URL, or a bucket on a server of our own."""
-    if url is not None:
-        yield url.rstrip("/")
+    """Parses the command line, measures, reports."""
+    args = _arguments()
+    if args.markdown:
+        print(report.markdown(report.Result.read(args.markdown)), end="")
         return
-    with localstack.start(name) as server:
-        server.create_bucket("bench")
-        os.environ.update(server.env)
-        yield f"{SCHEMES[name]}://bench/run"
+    # As Ctrl-C does: servers are stopped, and what was measured so far is reported.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    began = machine.describe()
+    names = args.suites or list(SUITES)
+    stored = args.gib * (len(args.peers) + 2) if STORING & set(names) else 1.0
+    with start_line(stored_gib=stored, state_gib=args.gib) as line:
+        bench = Bench(line, args.rounds, args.gib, args.peers)
+        for name in names:
+            try:
+                SUITES[name](bench)
+            except KeyboardInterrupt:
+                bench.skip(f"{name}: interrupted")
+                break
+            except subprocess.SubprocessError as error:
+                bench.skip(f"{name}: {reason(error)}")
+    settings: dict[str, object] = {"suites": " ".join(names), "rounds": args.rounds, "gib": args.gib}
+    result = report.Result(began, settings, bench.skipped, bench.profiles, bench.runs)
+    result.write(args.json)
+    plot.draw(bench.runs, args.png)
+    for table in report.tables(result):
+        Console(width=None if sys.stdout.isatty() else 140).print(table)
+    print(f"{args.json} has it all (as Markdown: scripts/bench --markdown {args.json}); {args.png} shows the speeds")
 
 
-def measure(root: str, backends: list[str], state: str, rounds: int) -> Figures:
-    """All measurements; backends take turns, so that a slow minute of the machine hits them alike."""
-    figures: Figures = {}
-    for number in range(rounds):
-        for direction in ("save", "load"):
-            for backend in backends:
-                url = f"{root}/{backend}-{number}"
-                figures.setdefault((direction, backend), []).append(one(direction, backend, state, url))
-    return figures
-
-
-def one(direction: str, backend: str, state: str, url: str) -> dict[str, float]:
-    """One measurement in a fresh process."""
-    command = [sys.executable, "-m", "bench_dcp.measure", direction, backend, state, url]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
-def print_table(figures: Figures, backends: list[str]) -> None:
-    """Medians, and how many times longer each takes than the first backend, round by round."""
-    table = Table("", "backend", "wall s", "GiB/s", "CPU s/GiB", "RSS growth MiB", f"wall ÷ {backends[0]}", "CPU ÷")
-    for (direction, backend), runs in figures.items():
-        gib = runs[0]["bytes"] / (1 << 30)
-        ours = figures[direction, backends[0]]
-        wall, cpu = (statistics.median(run[name] for run in runs) for name in ("wall_s", "cpu_s"))
-        ratios = [
-            statistics.median(run[name] / other[name] for run, other in zip(runs, ours, strict=True))
-            for name in ("wall_s", "cpu_s")
-        ]
-        grown = max(run["rss_growth"] for run in runs) / (1 << 20)
-        row = (f"{wall:.2f}", f"{gib / wall:.2f}", f"{cpu / gib:.2f}", f"{grown:.0f}", *(f"{r:.2f}" for r in ratios))
-        table.add_row(direction, backend, *row)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; all by default")
+    parser.add_argument("--rounds", type=int, default=3, help="of everyone in turn (default 3)")
+    parser.add_argument("--gib", type=float, default=1.0, help="size of the training state (default 1)")
+    parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated (default %(default)s)")
+    parser.add_argument("--json", type=Path, default=Path("out/bench/bench.json"), help="default %(default)s")
+    parser.add_argument("--png", type=Path, default=Path("out/bench/bench.png"), help="default %(default)s")
+    parser.add_argument("--markdown", type=Path, metavar="JSON", help="print an earlier run's tables, measure nothing")
+    args = parser.parse_args()
+    args.peers = [peer for peer in args.peers.split(",") if peer]
+    for given, known in ((args.suites, SUITES), (args.peers, BACKENDS)):
+        if unknown := [name for name in given if name not in known]:
+            parser.error(f"unknown: {', '.join(unknown)}; known are {', '.join(known)}")
+    return args
 
 
 if __name__ == "__main__":

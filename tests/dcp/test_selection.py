@@ -171,8 +171,8 @@ def test_a_missing_key_is_named_with_the_name_that_was_looked_for(saved, file_ur
 
 
 def test_keys_that_choose_nothing(saved, file_url):
-    with pytest.raises(StateMismatch, match="nothing in the state is 'modle'"):
-        ckpt_cloud.load(training(2), checkpoint_id=file_url, keys=["model", "modle"])
+    with pytest.raises(StateMismatch, match="nothing in the state is 'nowhere'"):
+        ckpt_cloud.load(training(2), checkpoint_id=file_url, keys=["model", "nowhere"])
 
 
 def test_shapes_and_kinds_are_told_with_the_missing_keys(saved, file_url):

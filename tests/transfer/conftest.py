@@ -207,6 +207,7 @@ def small_options():
             block_size=block_size,
             part_size=part_size,
             range_size=range_size,
+            block_digests=False,
         )
 
     return make

@@ -1,0 +1,63 @@
+"""How long `async_save` keeps the training thread, and what a second one does while the first is under way."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+from typing import Any
+
+import torch
+
+from bench_dcp.backends import BACKENDS, calls
+from bench_dcp.meter import Meter
+from bench_dcp.states import State, llama, size_bytes
+from bench_dcp.tasks.transfer import wake_up
+
+
+def run(backend: str, gib: float, url: str) -> dict[str, float]:
+    """Seconds blocked, seconds of one copy, and peaks above the state itself: alone, and with a second in flight."""
+    wake_up("save", backend, url)
+    state = llama(gib)
+    copy_s = min(_copy_s(state) for _ in range(3))
+    with Meter() as alone:
+        future, blocked_s = _begin(backend, state, f"{url}/0")
+        _wait(future)
+    with Meter() as together:
+        first, _ = _begin(backend, state, f"{url}/1")
+        second, second_blocked_s = _begin(backend, state, f"{url}/2")
+        _wait(first)
+        if second is not None:
+            _wait(second)
+    return {
+        "bytes": size_bytes(state),
+        "copy_s": copy_s,
+        "blocked_s": blocked_s,
+        "first_peak": alone.peak_growth,
+        "second_blocked_s": second_blocked_s,
+        "second_refused": float(second is None),
+        "second_peak": together.peak_growth,
+    }
+
+
+def _copy_s(state: State) -> float:
+    began = time.perf_counter()
+    copies = [value.clone() for value in state.values() if isinstance(value, torch.Tensor)]
+    seconds = time.perf_counter() - began
+    del copies
+    return seconds
+
+
+def _begin(backend: str, state: State, url: str) -> tuple[Any, float]:
+    """The response, or None where the save was refused; and seconds until it came."""
+    writer, _ = BACKENDS[backend](url)
+    began = time.perf_counter()
+    try:
+        response = calls(backend).async_save(state, storage_writer=writer, no_dist=True)
+    except Exception:  # noqa: BLE001 - each library has its own way to refuse
+        response = None
+    return response, time.perf_counter() - began
+
+
+def _wait(response: Any) -> None:
+    future = response if isinstance(response, Future) else response.upload_completion
+    future.result()
