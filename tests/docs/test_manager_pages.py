@@ -1,6 +1,7 @@
 """The pages on the manager and the command line say what is there, and their code runs."""
 
 import re
+import secrets
 from pathlib import Path
 
 import pytest
@@ -27,15 +28,17 @@ def test_python_blocks_run(moto_server, monkeypatch, tmp_path):
     for name, value in moto_server.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
-    moto_server.create_bucket("my-bucket")
+    # The server is shared, and other pages have a bucket of this name too.
+    bucket = f"pages-{secrets.token_hex(4)}"
+    moto_server.create_bucket(bucket)
     scope = {}
     assert len(blocks(MANAGER)) >= 3
     for block in blocks(MANAGER):
-        exec(compile(block, "docs/manager.md", "exec"), scope)
+        exec(compile(block.replace("my-bucket", bucket), "docs/manager.md", "exec"), scope)
     assert (tmp_path / "traces/save-10.json").exists()
-    ckpt_cloud.save({"w": torch.ones(3)}, checkpoint_id="s3://my-bucket/run/step-100")
+    ckpt_cloud.save({"w": torch.ones(3)}, checkpoint_id=f"s3://{bucket}/run/step-100")
     for block in blocks(CLI):
-        elsewhere = block.replace("/tmp/ckpt-cloud-docs", str(tmp_path / "copies"))
+        elsewhere = block.replace("/tmp/ckpt-cloud-docs", str(tmp_path / "copies")).replace("my-bucket", bucket)
         exec(compile(elsewhere, "docs/cli.md", "exec"), scope)
 
 
