@@ -139,3 +139,15 @@ def test_a_commit_in_doubt_deletes_nothing(source, tmp_path, store_faults):
 def test_nothing_to_copy(tmp_path):
     with pytest.raises(CheckpointNotFound):
         ckpt_cloud.copy(tmp_path / "nothing", tmp_path / "copy")
+
+
+def test_a_copy_of_a_signed_checkpoint_may_be_signed_anew(tmp_path):
+    ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    theirs, ours = ed25519.Ed25519PrivateKey.generate(), ed25519.Ed25519PrivateKey.generate()
+    ckpt_cloud.save(state(1), storage_writer=ckpt_cloud.ObjectStoreWriter(tmp_path / "a", sign=theirs))
+    ckpt_cloud.copy(tmp_path / "a", tmp_path / "signed", sign=ours)
+    ckpt_cloud.copy(tmp_path / "a", tmp_path / "unsigned")
+    assert ckpt_cloud.verify(tmp_path / "signed", deep=True, trusted_keys=ours.public_key()).ok
+    for name, key in (("signed", theirs), ("unsigned", theirs)):
+        with pytest.raises(ckpt_cloud.errors.SignatureError):
+            ckpt_cloud.verify(tmp_path / name, trusted_keys=key.public_key())

@@ -368,3 +368,13 @@ def test_a_closed_manager_saves_no_more(manage, made):
     manager.close()
     with pytest.raises(InvalidOption, match="closed"):
         manager.save(1, made(1))
+
+
+def test_signed_steps(manage, made, root):
+    ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    ours, theirs = ed25519.Ed25519PrivateKey.generate(), ed25519.Ed25519PrivateKey.generate()
+    manager = manage(sign=ours, trusted_keys=ours.public_key())
+    manager.save(1, made(1))
+    assert manager.restore(made(0)) == 1
+    with pytest.raises(ckpt_cloud.errors.SignatureError):
+        manage(trusted_keys=theirs.public_key()).restore(made(0))
