@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -21,33 +21,60 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.storage import WriteResult
 
-from ckpt_cloud.errors import CorruptManifest, IncompleteSave, StateMismatch
+from ckpt_cloud.errors import CkptCloudError, CorruptManifest, IncompleteSave, StateMismatch
 from ckpt_cloud.format import plain
 from ckpt_cloud.format.manifest import Chunk, ItemEntry, Manifest, ObjectEntry, TensorEntry
 from ckpt_cloud.tensors import dtype_name, dtype_of
 
 
-class Stored(msgspec.Struct, array_like=True, frozen=True):
-    """Where one item of a plan was stored: inline, or `nbytes` at `start` in the rank's object number `object`."""
+class Stored(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Where one item of a plan was stored: `nbytes` at `start` in the rank's object number `object`, or right here.
+
+    Attributes:
+        inline: the item as it was serialized.
+        value: a list of the item itself, lowered by `format.plain`.
+    """
 
     inline: bytes | None
     object: int
     start: int
     nbytes: int
+    value: list[Any] | None = None
 
 
-class Uploaded(msgspec.Struct, frozen=True):
-    """A rank's first result: what all its results share, sent once, and its own place.
+NOWHERE = Stored(None, -1, 0, 0)
+"""Of a chunk without elements."""
+_Index = tuple[str, tuple[int, ...] | None]
+"""Name and, of a tensor's chunk, offsets."""
+
+
+class Uploaded(msgspec.Struct, array_like=True, frozen=True):
+    """What a rank did: one result for all items of its plan.
 
     Attributes:
         attempt: the id that the rank minted for this save.
         objects: that it wrote.
-        first: place of the first item.
+        names, offsets, places: of each item; an item that is no tensor has no offsets.
     """
 
     attempt: str
     objects: list[ObjectEntry]
-    first: Stored
+    names: list[str]
+    offsets: list[tuple[int, ...] | None]
+    places: list[Stored]
+
+    def encode(self) -> bytes:
+        """As it goes to the coordinator."""
+        return _encoder.encode(self)
+
+    @staticmethod
+    def decode(data: bytes) -> Uploaded:
+        """The inverse of `encode`."""
+        return _decoder.decode(data)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Uploaded)
 
 
 def build(
@@ -70,12 +97,12 @@ def build(
         Unsupported: planner data that is not plain.
     """
     objects: list[ObjectEntry] = []
-    places: dict[MetadataIndex, Stored] = {}
+    places: dict[_Index, Stored] = {}
     oldest = attempt
     for rank, rank_results in enumerate(results):
-        uploaded = _uploaded(rank, rank_results)
-        if uploaded is not None:
-            _collect(rank, rank_results, uploaded, len(objects), places)
+        if rank_results:
+            uploaded = _uploaded(rank, rank_results)
+            _collect(rank, uploaded, len(objects), places)
             objects += uploaded.objects
             oldest = min(oldest, uploaded.attempt)
     tensors: dict[str, TensorEntry] = {}
@@ -84,7 +111,8 @@ def build(
         if isinstance(entry, TensorStorageMetadata):
             tensors[fqn] = _tensor(fqn, entry, places)
         else:
-            items[fqn] = _item(_place(MetadataIndex(fqn), places))
+            stored = _place((fqn, None), places)
+            items[fqn] = ItemEntry(stored.inline, stored.object, stored.start, stored.nbytes, stored.value)
     paths, other = _planner_data(metadata.planner_data)
     meta = metadata.storage_meta
     manifest = Manifest(
@@ -118,9 +146,14 @@ def to_dcp(manifest: Manifest) -> Metadata:
 
 def _to_dcp(manifest: Manifest) -> Metadata:
     entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
+    alike: dict[tuple[str, bool], TensorProperties] = {}
     for fqn, tensor in manifest.tensors.items():
         chunks = [ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.sizes)) for c in tensor.chunks]
-        properties = TensorProperties(dtype=dtype_of(tensor.dtype), requires_grad=tensor.requires_grad)
+        kind = (tensor.dtype, tensor.requires_grad)
+        properties = alike.get(kind)
+        if properties is None:
+            dtype = dtype_of(tensor.dtype)
+            properties = alike[kind] = TensorProperties(dtype=dtype, requires_grad=tensor.requires_grad)
         entries[fqn] = TensorStorageMetadata(properties, torch.Size(tensor.shape), chunks)
     entries |= {fqn: BytesStorageMetadata() for fqn in manifest.items}
     planner_data = manifest.paths if manifest.paths is not None else plain.raise_up(manifest.planner_data)
@@ -175,58 +208,50 @@ def find_chunk(entry: TensorEntry, index: MetadataIndex) -> Chunk:
     raise CorruptManifest(f"the checkpoint has no chunk of {index.fqn!r} at {offsets}")
 
 
-def _uploaded(rank: int, results: Sequence[WriteResult]) -> Uploaded | None:
-    if not results:
-        return None
-    first = results[0].storage_data
-    if not isinstance(first, Uploaded):
+def _uploaded(rank: int, results: Sequence[WriteResult]) -> Uploaded:
+    data = results[0].storage_data
+    if len(results) != 1 or not isinstance(data, bytes):
         raise IncompleteSave(f"rank {rank} did not report its objects", hint="use one ckpt_cloud writer on all ranks")
-    return first
+    return Uploaded.decode(data)
 
 
-def _collect(
-    rank: int,
-    results: Iterable[WriteResult],
-    uploaded: Uploaded,
-    first_object: int,
-    places: dict[MetadataIndex, Stored],
-) -> None:
+def _collect(rank: int, uploaded: Uploaded, first_object: int, places: dict[_Index, Stored]) -> None:
     """Adds a rank's places, with object numbers counted over all ranks."""
-    for result in results:
-        stored = result.storage_data.first if isinstance(result.storage_data, Uploaded) else result.storage_data
-        if stored.object >= len(uploaded.objects):
-            raise IncompleteSave(f"rank {rank} reports {result.index.fqn!r} in an object that it did not write")
-        if stored.object >= 0:
-            stored = msgspec.structs.replace(stored, object=stored.object + first_object)
-        other = places.setdefault(result.index, stored)
-        if other is not stored and _is_empty(other):
-            places[result.index] = stored
-        elif other is not stored and not _is_empty(stored):
-            raise IncompleteSave(f"two ranks wrote the same chunk of {result.index.fqn!r}; nothing was committed")
+    count = len(uploaded.objects)
+    for name, offsets, stored in zip(uploaded.names, uploaded.offsets, uploaded.places, strict=True):
+        if stored.object >= count:
+            raise IncompleteSave(f"rank {rank} reports {name!r} in an object that it did not write")
+        place = stored
+        if first_object and stored.object >= 0:
+            place = Stored(stored.inline, stored.object + first_object, stored.start, stored.nbytes, stored.value)
+        other = places.setdefault((name, offsets), place)
+        if other is place or _is_empty(place):
+            continue
+        if not _is_empty(other):
+            raise IncompleteSave(f"two ranks wrote the same chunk of {name!r}; nothing was committed")
+        places[name, offsets] = place
 
 
 def _is_empty(stored: Stored) -> bool:
-    return stored.inline is None and stored.nbytes == 0
+    return stored.inline is None and stored.nbytes == 0 and stored.value is None
 
 
-def _place(index: MetadataIndex, places: dict[MetadataIndex, Stored]) -> Stored:
-    if index not in places:
-        where = "" if index.offset is None else f" at {tuple(index.offset)}"
-        raise IncompleteSave(f"no rank wrote {index.fqn!r}{where}; nothing was committed", hint="save again")
-    return places[index]
+def _place(index: _Index, places: dict[_Index, Stored]) -> Stored:
+    found = places.get(index)
+    if found is None:
+        where = "" if index[1] is None else f" at {index[1]}"
+        raise IncompleteSave(f"no rank wrote {index[0]!r}{where}; nothing was committed", hint="save again")
+    return found
 
 
-def _tensor(fqn: str, entry: TensorStorageMetadata, places: dict[MetadataIndex, Stored]) -> TensorEntry:
+def _tensor(fqn: str, entry: TensorStorageMetadata, places: dict[_Index, Stored]) -> TensorEntry:
     chunks = []
     for chunk in entry.chunks:
-        stored = _place(MetadataIndex(fqn, chunk.offsets), places)
-        chunks.append(Chunk(tuple(chunk.offsets), tuple(chunk.sizes), stored.object, stored.start))
+        offsets = tuple(chunk.offsets)
+        stored = _place((fqn, offsets), places)
+        chunks.append(Chunk(offsets, tuple(chunk.sizes), stored.object, stored.start))
     properties = entry.properties
     return TensorEntry(dtype_name(properties.dtype), tuple(entry.size), chunks, properties.requires_grad)
-
-
-def _item(stored: Stored) -> ItemEntry:
-    return ItemEntry(stored.inline, stored.object, stored.start, stored.nbytes)
 
 
 def _planner_data(data: Any) -> tuple[dict[str, tuple[str | int, ...]] | None, Any]:
@@ -248,3 +273,18 @@ def _storage_meta(meta: StorageMeta) -> dict[str, Any]:
         "load_id": meta.load_id,
         "modules": list(meta.modules),
     }
+
+
+class Unavailable(Metadata):
+    """Metadata of a checkpoint that could not be opened: raises the reason when it is used.
+
+    DCP replaces an exception of `read_metadata` by an `AssertionError`; this keeps it typed.
+    """
+
+    def __init__(self, error: CkptCloudError) -> None:
+        self.error = error
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in {"state_dict_metadata", "planner_data", "storage_data", "storage_meta"}:
+            raise object.__getattribute__(self, "error")
+        return object.__getattribute__(self, name)

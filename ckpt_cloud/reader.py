@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from ckpt_cloud import bridge, commit
+from ckpt_cloud import bridge, commit, garbage
 from ckpt_cloud.errors import (
     CheckpointChanged,
     CheckpointNotFound,
@@ -34,11 +35,11 @@ from ckpt_cloud.errors import (
 )
 from ckpt_cloud.events import Listener, Recorder, Report, fan_out
 from ckpt_cloud.format import manifest as manifests
-from ckpt_cloud.format import structure
+from ckpt_cloud.format import plain, structure
 from ckpt_cloud.format.manifest import ItemEntry, Manifest, ObjectEntry
 from ckpt_cloud.format.register import ManifestRef, Register
-from ckpt_cloud.items import screened
-from ckpt_cloud.metadata import check_own_shards, find_chunk, rank_here, to_dcp
+from ckpt_cloud.items import screened, serialized
+from ckpt_cloud.metadata import Unavailable, check_own_shards, find_chunk, rank_here, to_dcp
 from ckpt_cloud.options import StoreOptions, TransferOptions
 from ckpt_cloud.planning.load import Fetch, Want, plan_fetches
 from ckpt_cloud.progress import bar
@@ -65,21 +66,6 @@ class _Load:
     place: Place
     manifest: Manifest
     recorder: Recorder
-
-
-class _Unavailable(Metadata):
-    """Metadata of a checkpoint that could not be opened: raises the reason when it is used.
-
-    DCP replaces an exception of `read_metadata` by an `AssertionError`; this keeps it typed.
-    """
-
-    def __init__(self, error: CkptCloudError) -> None:
-        self.error = error
-
-    def __getattribute__(self, name: str) -> Any:
-        if name in {"state_dict_metadata", "planner_data", "storage_data", "storage_meta"}:
-            raise object.__getattribute__(self, "error")
-        return object.__getattribute__(self, name)
 
 
 class ObjectStoreReader(StorageReader):
@@ -196,13 +182,13 @@ class ObjectStoreReader(StorageReader):
                 raise
         first = self._error
         if first is not None and not isinstance(first, CheckpointNotFound):
-            return _Unavailable(first)
+            return Unavailable(first)
         try:
             return self._begin(Place.at(rank_location(location_of(self._url), rank), self._settings.store))
         except CkptCloudError as error:
             if first is None:
                 raise
-            return _Unavailable(first if isinstance(error, CheckpointNotFound) else error)
+            return Unavailable(first if isinstance(error, CheckpointNotFound) else error)
 
     def set_up_storage_reader(
         self,
@@ -214,7 +200,7 @@ class ObjectStoreReader(StorageReader):
         **kwargs: Any,
     ) -> None:
         """Nothing to do, unless opening failed: then its error is raised here."""
-        if isinstance(metadata, _Unavailable):
+        if isinstance(metadata, Unavailable):
             raise metadata.error
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
@@ -252,14 +238,15 @@ class ObjectStoreReader(StorageReader):
         """
         load = self._current()
         with load.recorder.phase("read"):
-            reads = _Reads.of(plan.items, planner, load.manifest)
-            reads.check_dtypes(load.place.location.url, cast=self._cast)
-            fetches = plan_fetches(
-                reads.wants,
-                load.manifest.objects,
-                range_size=self._settings.transfer.range_size,
-                gap_size=self._settings.transfer.gap_size,
-            )
+            with garbage.paused():
+                reads = _Reads.of(plan.items, planner, load.manifest)
+                reads.check_dtypes(load.place.location.url, cast=self._cast)
+                fetches = plan_fetches(
+                    reads.wants,
+                    load.manifest.objects,
+                    range_size=self._settings.transfer.range_size,
+                    gap_size=self._settings.transfer.gap_size,
+                )
             load.recorder.report.bytes_needed += reads.total_bytes
             load.recorder.expect("read", "down", sum(fetch.end - fetch.start for fetch in fetches))
             bridge.run(self._download(load, reads, fetches))
@@ -300,18 +287,22 @@ class ObjectStoreReader(StorageReader):
             if given:
                 self._signers.check(given.register, place.location.url)
             where = f"{place.location.url}/{opened.reference.key}"
-            manifest = manifests.decode(opened.data, opened.reference, where)
-            # A rank's own checkpoint, which may be opened by its URL too, does not cover its tensors.
-            structure.check(manifest, where, whole=False)
-            self._signers.check_covers(manifest, where)
-            if not self._signers.keys:
-                manifest = _without_digests(manifest)
-            metadata = to_dcp(manifest)
+            with garbage.paused():
+                manifest, metadata = self._understood(opened, where)
         self._load = _Load(place, manifest, recorder)
         self._error = None
         meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta = dataclasses.replace(meta, checkpoint_id=place.location.url, load_id=manifest.attempt)
         return metadata
+
+    def _understood(self, opened: Opened, where: str) -> tuple[Manifest, Metadata]:
+        manifest = manifests.decode(opened.data, opened.reference, where)
+        # A rank's own checkpoint, which may be opened by its URL too, does not cover its tensors.
+        structure.check(manifest, where, whole=False)
+        self._signers.check_covers(manifest, where)
+        if not self._signers.keys:
+            manifest = _without_digests(manifest)
+        return manifest, to_dcp(manifest)
 
     def _current(self) -> _Load:
         assert self._load is not None, "DCP calls read_metadata first"
@@ -331,6 +322,8 @@ class _Reads:
     destinations: list[Destination] = field(default_factory=list)
     tensors: list[tuple[ReadItem, torch.Tensor]] = field(default_factory=list)
     items: list[tuple[ReadItem, bytes | np.ndarray]] = field(default_factory=list)
+    values: list[tuple[ReadItem, bytes]] = field(default_factory=list)
+    """Items that the manifest holds as plain values, and which therefore need no screening."""
 
     @classmethod
     def of(cls, items: list[ReadItem], planner: LoadPlanner, manifest: Manifest) -> _Reads:
@@ -344,7 +337,7 @@ class _Reads:
 
     @property
     def total_bytes(self) -> int:
-        return sum(torch.Size(want.sizes).numel() * want.itemsize for want in self.wants)
+        return sum(math.prod(want.sizes) * want.itemsize for want in self.wants)
 
     def check_dtypes(self, url: str, *, cast: bool) -> None:
         """Before anything is changed."""
@@ -365,10 +358,13 @@ class _Reads:
             values = [(item, screened(item.storage_index.fqn, value)) for item, value in values]
         for item, tensor in self.tensors:
             planner.commit_tensor(item, tensor)
-        for item, value in values:
+        for item, value in (*self.values, *values):
             planner.load_bytes(item, io.BytesIO(value))
 
     def _add_item(self, item: ReadItem, entry: ItemEntry, objects: list[ObjectEntry]) -> None:
+        if entry.value:
+            self.values.append((item, serialized(plain.raise_up(entry.value[0]))))
+            return
         if entry.inline is not None:
             self.items.append((item, entry.inline))
             return

@@ -43,7 +43,8 @@ def payload(register: Register) -> bytes:
     manifest = register.manifest
     if manifest is None:
         raise InvalidOption("only a committed register can be signed")
-    lines = ("ckpt-cloud commit 1", register.attempt, manifest.key, str(manifest.size), manifest.sha256)
+    numbers = (str(manifest.size), manifest.sha256, str(manifest.root))
+    lines = ("ckpt-cloud commit 2", register.attempt, manifest.key, *numbers)
     return "".join(f"{line}\n" for line in lines).encode()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from ckpt_cloud.errors import PlanMismatch, UnsupportedTensor
 from ckpt_cloud.format.dtypes import SIZES
 from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
 from ckpt_cloud.planning.load import Placement
+from ckpt_cloud.planning.save import Segment
 from ckpt_cloud.planning.slices import Ints, flat_boxes
 from ckpt_cloud.transfer.staging import Allocate, plain_memory
 
@@ -22,11 +25,13 @@ _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integer types that stand in for all others when bits are copied, so that no NaN and no exotic type is touched."""
 
 
+@cache
 def dtype_name(dtype: torch.dtype) -> str:
     """torch's name of an element type without the `torch.`."""
     return str(dtype).removeprefix("torch.")
 
 
+@cache
 def dtype_of(name: str) -> torch.dtype:
     """The element type of that name.
 
@@ -55,12 +60,28 @@ def check_storable(fqn: str, dtype: torch.dtype, layout: torch.layout) -> None:
 
 def byte_view(tensor: torch.Tensor) -> memoryview | None:
     """The memory of a contiguous CPU tensor, without a copy; None for any other."""
-    if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
+    if not _has_bytes_in_order(tensor):
         return None
     size = tensor.element_size()
     flat = torch.empty(0, dtype=torch.uint8)
     flat.set_(tensor.untyped_storage(), tensor.storage_offset() * size, (tensor.numel() * size,), (1,))
     return memoryview(flat.numpy().data)
+
+
+def _has_bytes_in_order(tensor: torch.Tensor) -> bool:
+    return tensor.is_cpu and tensor.is_contiguous() and not _is_lazy(tensor)
+
+
+def _copy_strided(tensor: torch.Tensor, start: int, end: int, into: memoryview) -> None:
+    """Copies bytes `start` to `end` of a tensor that is not contiguous or not on the CPU."""
+    source = carrier(tensor)
+    width = source.element_size()
+    target = torch.from_numpy(np.frombuffer(into, dtype=np.uint8)).view(source.dtype)
+    at = 0
+    for offsets, sizes in flat_boxes(tuple(source.shape), start // width, end // width):
+        count = math.prod(sizes)
+        target[at : at + count].view(sizes).copy_(_box(source, offsets, sizes))
+        at += count
 
 
 def carrier(tensor: torch.Tensor) -> torch.Tensor:
@@ -96,18 +117,20 @@ class TensorSource:
         held = self._get(entry)
         return held if isinstance(held, memoryview) else byte_view(held)
 
-    def copy(self, entry: int, start: int, end: int, into: memoryview) -> None:
-        """Copies bytes `start` to `end` of a tensor that is not contiguous or not on the CPU."""
-        held = self._get(entry)
-        assert isinstance(held, torch.Tensor)
-        source = carrier(held)
-        width = source.element_size()
-        target = torch.from_numpy(np.frombuffer(into, dtype=np.uint8)).view(source.dtype)
+    def copy(self, segments: Sequence[Segment], into: memoryview) -> None:
+        """Copies bytes of entries, one after another; where that can be by address, since most are small."""
+        base = np.frombuffer(into, dtype=np.uint8).ctypes.data
         at = 0
-        for offsets, sizes in flat_boxes(tuple(source.shape), start // width, end // width):
-            count = math.prod(sizes)
-            target[at : at + count].view(sizes).copy_(_box(source, offsets, sizes))
-            at += count
+        for segment in segments:
+            held = self._get(segment.entry)
+            size = segment.end - segment.start
+            if isinstance(held, memoryview):
+                into[at : at + size] = held[segment.start : segment.end]
+            elif _has_bytes_in_order(held):
+                ctypes.memmove(base + at, held.data_ptr() + segment.start, size)
+            else:
+                _copy_strided(held, segment.start, segment.end, into[at : at + size])
+            at += size
 
     def release(self, entry: int) -> None:
         """Forgets what was resolved for the entry."""
@@ -183,20 +206,38 @@ class TensorSink:
         # Shorter than its span in the object, it has gaps there.
         return whole if len(whole) == placement.end - placement.source else None
 
-    def place(self, placement: Placement, data: memoryview) -> None:
-        """Copies the placement's box out of `data` without looking at what the bits mean."""
-        destination = self._destinations[placement.want]
-        source = _strided(data, placement, destination.dtype)
-        target = destination.target
-        if isinstance(target, np.ndarray):
-            np.copyto(_array_box(target, placement), source)
-            return
-        box = _box(target.detach(), placement.offsets, placement.sizes)
-        if target.dtype == destination.dtype and target.device.type == "cpu" and not _is_lazy(target):
-            np.copyto(carrier(box).numpy(), source)
-        else:
-            whole = torch.from_numpy(np.array(source, order="C"))
-            box.copy_(_as_elements(whole, destination.dtype))
+    def place(self, placements: Sequence[Placement], data: memoryview) -> None:
+        """Copies the boxes out of `data` without looking at what the bits mean."""
+        base = np.frombuffer(data, dtype=np.uint8).ctypes.data
+        for placement in placements:
+            destination = self._destinations[placement.want]
+            target = destination.target
+            size = placement.end - placement.source
+            if not isinstance(target, np.ndarray) and _takes_whole(target, destination.dtype, placement, size):
+                # Most are small and whole, so that only the number of calls counts.
+                ctypes.memmove(target.data_ptr(), base + placement.source, size)
+            else:
+                _place_box(destination, placement, data)
+
+
+def _takes_whole(target: torch.Tensor, dtype: torch.dtype, placement: Placement, size: int) -> bool:
+    """Whether the placement is all of `target`, which has its bytes in order."""
+    whole = target.shape == placement.sizes and target.dtype == dtype and size == target.nbytes
+    return whole and _has_bytes_in_order(target)
+
+
+def _place_box(destination: Destination, placement: Placement, data: memoryview) -> None:
+    source = _strided(data, placement, destination.dtype)
+    target = destination.target
+    if isinstance(target, np.ndarray):
+        np.copyto(_array_box(target, placement), source)
+        return
+    box = _box(target.detach(), placement.offsets, placement.sizes)
+    if target.dtype == destination.dtype and target.device.type == "cpu" and not _is_lazy(target):
+        np.copyto(carrier(box).numpy(), source)
+    else:
+        whole = torch.from_numpy(np.array(source, order="C"))
+        box.copy_(_as_elements(whole, destination.dtype))
 
 
 def pinned_memory(size_bytes: int) -> np.ndarray:

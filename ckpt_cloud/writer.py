@@ -10,35 +10,33 @@ finish                  results of all ranks ─► manifest ─► one conditio
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from ckpt_cloud import bridge, commit, protocol
+from ckpt_cloud import bridge, commit, garbage, protocol
 from ckpt_cloud import metadata as metadata_room
 from ckpt_cloud.annotations import Annotations
+from ckpt_cloud.batch import sorted_out
 from ckpt_cloud.errors import AttemptAborted, CkptCloudError, InvalidOption, UnsupportedTensor
 from ckpt_cloud.events import Listener, Recorder, Report, fan_out
 from ckpt_cloud.format.layout import manifest_key, mint_id, pack_key
-from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
-from ckpt_cloud.metadata import Stored, Uploaded, rank_here, world_size
+from ckpt_cloud.metadata import rank_here, world_size
 from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
-from ckpt_cloud.planning.save import PackPlan, Sizes, plan_packs
 from ckpt_cloud.progress import bar
 from ckpt_cloud.protocol import Seen
 from ckpt_cloud.session import Place, Settings, location_of, prepare, rank_location
 from ckpt_cloud.signing import Signer, SignWith
-from ckpt_cloud.stores import ObjectStore, supports
-from ckpt_cloud.tensors import TensorSource, check_storable, dtype_name
+from ckpt_cloud.stores import supports
+from ckpt_cloud.tensors import check_storable
 from ckpt_cloud.transfer.upload import upload_packs
 from ckpt_cloud.version import WRITER
 
@@ -193,11 +191,14 @@ class ObjectStoreWriter(StorageWriter):
         Raises:
             UnsupportedTensor: a sparse, nested or quantized tensor, or of a type that DCP cannot plan.
         """
+        passed: set[tuple[torch.dtype, torch.layout]] = set()
         for item in plan.items:
             if item.tensor_data is not None:
-                properties = item.tensor_data.properties
-                check_storable(item.index.fqn, properties.dtype, properties.layout)
-                _check_plannable(item)
+                kind = (item.tensor_data.properties.dtype, item.tensor_data.properties.layout)
+                if kind not in passed:
+                    check_storable(item.index.fqn, *kind)
+                    _check_plannable(item)
+                    passed.add(kind)
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
@@ -213,8 +214,9 @@ class ObjectStoreWriter(StorageWriter):
         """
         save = self._current()
         with save.recorder.phase("write"):
-            batch = _Batch.of(plan.items, planner, self._settings.transfer)
-            packs = batch.packs(save.id, self._settings.transfer, save.place.data)
+            with garbage.paused():
+                batch = sorted_out(plan.items, planner, self._settings.transfer)
+                packs = batch.packs(save.id, self._settings.transfer, save.place.data)
             spread = self._settings.transfer.spread
             named = [(pack_key(save.id, number, spread=spread), pack) for number, pack in enumerate(packs)]
             save.keys += [key for key, _ in named]
@@ -231,7 +233,8 @@ class ObjectStoreWriter(StorageWriter):
             )
             objects = bridge.run(self._stop.over(upload) if self._stop else upload)
         done: Future[list[WriteResult]] = Future()
-        done.set_result(batch.results(packs, Uploaded(save.id, objects, _NOWHERE)))
+        with garbage.paused():
+            done.set_result(batch.results(packs, save.id, objects))
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -246,9 +249,15 @@ class ObjectStoreWriter(StorageWriter):
         assert save.seen is not None, "finish is only called where the save was admitted"
         with save.recorder.phase("commit"):
             notes = self._annotations
-            body, oldest = metadata_room.build(
-                metadata, results, attempt=save.id, writer=WRITER, ranks=save.ranks, user_metadata=notes.user_metadata
-            )
+            with garbage.paused():
+                body, oldest = metadata_room.build(
+                    metadata,
+                    results,
+                    attempt=save.id,
+                    writer=WRITER,
+                    ranks=save.ranks,
+                    user_metadata=notes.user_metadata,
+                )
             save.keys.append(manifest_key(save.id))
             if self._stop:
                 self._stop.check()
@@ -289,85 +298,6 @@ class ObjectStoreWriter(StorageWriter):
     def _current(self) -> _Save:
         assert self._save is not None, "DCP calls set_up_storage_writer first"
         return self._save
-
-
-_NOWHERE = Stored(None, -1, 0, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """A rank's plan items, sorted into what is inline, what is empty, and entries to pack."""
-
-    items: list[WriteItem]
-    places: list[Stored | None]
-    """By item: known at once, or None for an entry."""
-    entries: list[PackEntry]
-    owners: list[int]
-    """By entry: index of its item."""
-    values: dict[int, io.BytesIO]
-    """By entry: non-tensor items too large to be inline, resolved already since only that tells their size."""
-
-    @classmethod
-    def of(cls, items: Iterable[WriteItem], planner: SavePlanner, options: TransferOptions) -> _Batch:
-        batch = cls(list(items), [], [], [], {})
-        for index, item in enumerate(batch.items):
-            batch.places.append(batch._place(index, item, planner, options.inline_limit))
-        return batch
-
-    def packs(self, attempt: str, options: TransferOptions, store: ObjectStore) -> list[PackPlan]:
-        if not self.entries:
-            return []
-        sizes = Sizes(options.pack_size, options.part_size, store.max_parts, store.max_part_bytes)
-        return plan_packs(self.entries, attempt, sizes)
-
-    def source(self, planner: SavePlanner) -> TensorSource:
-        return TensorSource(
-            self.entries, lambda entry: self.values.get(entry) or planner.resolve_data(self.items[self.owners[entry]])
-        )
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(entry.nbytes for entry in self.entries)
-
-    def results(self, packs: list[PackPlan], uploaded: Uploaded) -> list[WriteResult]:
-        """One result for each item; the first carries what all share."""
-        places = list(self.places)
-        for number, pack in enumerate(packs):
-            for entry, start in zip(pack.entries, pack.starts, strict=True):
-                places[self.owners[entry]] = Stored(None, number, start, self.entries[entry].nbytes)
-        results: list[WriteResult] = []
-        for item, place in zip(self.items, places, strict=True):
-            assert place is not None, "every entry is in a pack"
-            size = len(place.inline) if place.inline is not None else place.nbytes
-            data: Any = place if results else Uploaded(uploaded.attempt, uploaded.objects, place)
-            results.append(WriteResult(item.index, size, data))
-        return results
-
-    def _place(self, index: int, item: WriteItem, planner: SavePlanner, inline_limit: int) -> Stored | None:
-        if item.type is WriteItemType.BYTE_IO:
-            value = planner.resolve_data(item)
-            assert isinstance(value, io.BytesIO)
-            size = value.getbuffer().nbytes
-            if size <= inline_limit:
-                return Stored(value.getvalue(), -1, 0, 0)
-            self.values[len(self.entries)] = value
-            entry = PackEntry(item.index.fqn, ITEM_DTYPE, (size,), (0,), (size,), size)
-        else:
-            entry = _tensor_entry(item)
-            if entry.nbytes == 0:
-                return _NOWHERE
-        self.entries.append(entry)
-        self.owners.append(index)
-        return None
-
-
-def _tensor_entry(item: WriteItem) -> PackEntry:
-    data = item.tensor_data
-    assert data is not None, "DCP gives tensor_data for every tensor"
-    sizes = tuple(data.chunk.sizes)
-    nbytes = torch.Size(sizes).numel() * data.properties.dtype.itemsize
-    name = dtype_name(data.properties.dtype)
-    return PackEntry(item.index.fqn, name, tuple(data.size), tuple(data.chunk.offsets), sizes, nbytes)
 
 
 def _check_plannable(item: WriteItem) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import msgspec
+
 from ckpt_cloud import bridge, commit
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.dtypes import SIZES
@@ -55,6 +57,8 @@ def chunk_bytes(tensor: TensorEntry, chunk: Chunk) -> int:
 
 def item_bytes(item: ItemEntry) -> int:
     """Of a value that is no tensor, as it is stored."""
+    if item.value is not None:
+        return len(msgspec.msgpack.encode(item.value))
     return item.nbytes if item.inline is None else len(item.inline)
 
 

@@ -81,7 +81,7 @@ def _changed(before: TensorEntry, after: TensorEntry) -> str:
 
 def _changed_item(before: ItemEntry, after: ItemEntry) -> str:
     sizes = item_bytes(before), item_bytes(after)
-    equal = before.inline == after.inline and sizes[0] == sizes[1]
+    equal = (before.inline, before.value) == (after.inline, after.value) and sizes[0] == sizes[1]
     return "" if equal else f"another value, {sizes[0]} bytes → {sizes[1]} bytes"
 
 

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
 from ckpt_cloud.errors import CorruptManifest
 from ckpt_cloud.format.checksum import digests_length, sums_length
 from ckpt_cloud.format.layout import check_key, is_id
+from ckpt_cloud.format.pages import (
+    MAGIC,
+    Buffer,
+    Page,
+    Root,
+    Writer,
+    check_page,
+    decode_root,
+    decoded,
+    in_order,
+    root_length,
+)
 from ckpt_cloud.format.register import ManifestRef
 
-MAGIC = b"CKPTCLD1"
-"""First bytes of a manifest; the digit is the major version."""
+MAGIC_1 = b"CKPTCLD1"
+"""First bytes of a manifest of version 1; the digit is the major version. `format.pages` has the present one."""
+T = TypeVar("T")
 
 
 class ObjectEntry(msgspec.Struct, array_like=True, frozen=True):
@@ -36,7 +50,7 @@ class ObjectEntry(msgspec.Struct, array_like=True, frozen=True):
     digests: bytes = b""
 
 
-class Chunk(msgspec.Struct, array_like=True, frozen=True):
+class Chunk(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Part of a tensor, stored in row-major order.
 
     Attributes:
@@ -51,7 +65,7 @@ class Chunk(msgspec.Struct, array_like=True, frozen=True):
     start: int
 
 
-class TensorEntry(msgspec.Struct, array_like=True, frozen=True):
+class TensorEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A tensor of the state dict.
 
     Attributes:
@@ -68,12 +82,17 @@ class TensorEntry(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ItemEntry(msgspec.Struct, array_like=True, frozen=True):
-    """A non-tensor item as DCP's planner serialized it: inline, or at `start` in an object."""
+    """A non-tensor item as DCP's planner serialized it: inline, or at `start` in an object; or a plain value.
+
+    Attributes:
+        value: a list of one value, lowered by `format.plain`; None for an item that was serialized.
+    """
 
     inline: bytes | None
     object: int = -1
     start: int = 0
     nbytes: int = 0
+    value: list[Any] | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,48 +122,175 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     user_metadata: dict[str, Any] | None = None
 
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Manifest)
+_whole_decoder = msgspec.msgpack.Decoder(Manifest)
+"""Of version 1, which had everything in one piece."""
+_objects_decoder = msgspec.msgpack.Decoder(list[ObjectEntry])
+_tensors_decoder = msgspec.msgpack.Decoder(tuple[list[int], list[str], list[TensorEntry]])
+_items_decoder = msgspec.msgpack.Decoder(tuple[list[int], list[str], list[ItemEntry]])
+_paths_decoder = msgspec.msgpack.Decoder(tuple[list[int], list[str], list[tuple[str | int, ...]]])
 
 
 def encode(manifest: Manifest) -> bytes:
-    """Magic and MessagePack body."""
-    return MAGIC + _encoder.encode(manifest)
+    """The manifest as it is stored (`format.pages`)."""
+    pages = Writer()
+    paths = manifest.paths or {}
+    root = Root(
+        attempt=manifest.attempt,
+        writer=manifest.writer,
+        counts=(len(manifest.objects), len(manifest.tensors), len(manifest.items), len(paths)),
+        objects=pages.rows(manifest.objects, lambda e: len(e.sums) + len(e.digests) + 150),
+        tensors=pages.columns(manifest.tensors, lambda e: 32 + 32 * len(e.chunks)),
+        items=pages.columns(manifest.items, lambda e: 16 + len(e.inline or b"") + _size_of(e.value)),
+        paths=pages.columns(paths, lambda path: sum(len(str(step)) + 2 for step in path)),
+        has_paths=manifest.paths is not None,
+        planner_data=manifest.planner_data,
+        storage_meta=manifest.storage_meta,
+        dcp_version=manifest.dcp_version,
+        ranks=manifest.ranks,
+        user_metadata=manifest.user_metadata,
+    )
+    return pages.close(root)
 
 
 def reference(key: str, data: bytes) -> ManifestRef:
-    """What `COMMIT` says of the encoded manifest at `key`."""
-    return ManifestRef(key, len(data), hashlib.sha256(data).hexdigest())
+    """What `COMMIT` says of the encoded manifest at `key`.
+
+    Raises:
+        CorruptManifest: it is none.
+    """
+    if data[: len(MAGIC_1)] == MAGIC_1:
+        return ManifestRef(key, len(data), hashlib.sha256(data).hexdigest())
+    length = root_length(data)
+    return ManifestRef(key, len(data), hashlib.sha256(data[-length:]).hexdigest(), length)
 
 
-def check(data: bytes, expected: ManifestRef, url: str) -> None:
-    """Holds `data` against what `COMMIT` says of it.
+def check(data: Buffer, expected: ManifestRef, url: str) -> None:
+    """Holds a manifest, or of one in pages its root, against what `COMMIT` says of it.
 
     Raises:
         CorruptManifest: its size or digest differs.
     """
-    if len(data) != expected.size or hashlib.sha256(data).hexdigest() != expected.sha256:
+    root = memoryview(data)[-expected.root :] if expected.root else data
+    if len(data) != expected.size or hashlib.sha256(root).hexdigest() != expected.sha256:
         raise CorruptManifest("the manifest is not the one that COMMIT names: its size or SHA-256 differs", url)
 
 
-def decode(data: bytes, expected: ManifestRef, url: str) -> Manifest:
-    """The manifest in `data`, after its size, digest, magic, keys and checksum tables were checked.
+def decode(data: Buffer, expected: ManifestRef, url: str) -> Manifest:
+    """The manifest in `data`, after its size, digests, magic, keys and checksum tables were checked.
 
     Raises:
         CorruptManifest: any of them is wrong.
     """
     check(data, expected, url)
-    if data[: len(MAGIC)] != MAGIC:
-        raise CorruptManifest("the manifest has an unknown magic", url)
+    view = memoryview(data)
     try:
-        manifest = _decoder.decode(memoryview(data)[len(MAGIC) :])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CorruptManifest(f"the manifest does not decode: {error}", url) from error
+        manifest = _whole(view) if not expected.root else _paged(view, expected)
+    except CorruptManifest as error:
+        raise CorruptManifest(error.message, url) from error
     if not is_id(manifest.attempt):
         raise CorruptManifest("the manifest has a malformed attempt id", url)
     for entry in manifest.objects:
         _check_object(entry, url)
     return manifest
+
+
+def decode_part(
+    root: Root, tensors: Iterable[Buffer], objects: Iterable[tuple[int, Buffer]], names: Collection[str], url: str
+) -> Manifest:
+    """A manifest of the tensors `names` alone, out of pages that were checked, with the objects that they lie in.
+
+    Args:
+        tensors: pages.
+        objects: pages, each with the number of its first object.
+
+    Raises:
+        CorruptManifest: a page does not decode, or lacks an object.
+    """
+    found: dict[str, TensorEntry] = {}
+    for page in tensors:
+        _, all_names, entries = decoded(_tensors_decoder, page, "page of tensors")
+        found |= {name: entry for name, entry in zip(all_names, entries, strict=False) if name in names}
+    known: dict[int, ObjectEntry] = {}
+    for first, page in objects:
+        entries_here: list[ObjectEntry] = decoded(_objects_decoder, page, "page of objects")
+        known |= dict(enumerate(entries_here, first))
+    numbers = objects_of(found)
+    if not set(numbers) <= set(known):
+        raise CorruptManifest("the manifest names an object that it does not have", url)
+    for number in numbers:
+        _check_object(known[number], url)
+    moved = {number: place for place, number in enumerate(numbers)}
+    return Manifest(
+        attempt=root.attempt,
+        writer=root.writer,
+        objects=[known[number] for number in numbers],
+        tensors={name: _moved(entry, moved) for name, entry in found.items()},
+        items={},
+        ranks=root.ranks,
+        user_metadata=root.user_metadata,
+    )
+
+
+def objects_of(tensors: Mapping[str, TensorEntry]) -> list[int]:
+    """Numbers of the objects that the tensors lie in, in ascending order."""
+    return sorted({chunk.object for entry in tensors.values() for chunk in entry.chunks if chunk.object >= 0})
+
+
+def decode_tensors(page: Buffer) -> dict[str, TensorEntry]:
+    """The tensors of a page that was checked.
+
+    Raises:
+        CorruptManifest: it does not decode.
+    """
+    _, names, entries = decoded(_tensors_decoder, page, "page of tensors")
+    return dict(zip(names, entries, strict=False))
+
+
+def _moved(entry: TensorEntry, places: dict[int, int]) -> TensorEntry:
+    chunks = [Chunk(c.offsets, c.sizes, places.get(c.object, -1), c.start) for c in entry.chunks]
+    return TensorEntry(entry.dtype, entry.shape, chunks, entry.requires_grad)
+
+
+def _whole(data: memoryview) -> Manifest:
+    if bytes(data[: len(MAGIC_1)]) != MAGIC_1:
+        raise CorruptManifest("the manifest has an unknown magic")
+    return decoded(_whole_decoder, data[len(MAGIC_1) :], "body")
+
+
+def _paged(data: memoryview, expected: ManifestRef) -> Manifest:
+    if bytes(data[: len(MAGIC)]) != MAGIC:
+        raise CorruptManifest("the manifest has an unknown magic")
+    root = decode_root(data[-expected.root :], expected.size)
+
+    def contents(pages: Sequence[Page], decoder: msgspec.msgpack.Decoder[T]) -> list[T]:
+        found = []
+        for page in pages:
+            body = data[page.start : page.start + page.size]
+            check_page(page, body)
+            found.append(decoded(decoder, body, "page"))
+        return found
+
+    objects = [entry for page in contents(root.objects, _objects_decoder) for entry in page]
+    if len(objects) != root.counts[0]:
+        raise CorruptManifest("the manifest's objects are not as many as its root says")
+    paths = in_order(contents(root.paths, _paths_decoder), root.counts[3], "paths")
+    return Manifest(
+        attempt=root.attempt,
+        writer=root.writer,
+        objects=objects,
+        tensors=in_order(contents(root.tensors, _tensors_decoder), root.counts[1], "tensors"),
+        items=in_order(contents(root.items, _items_decoder), root.counts[2], "items"),
+        paths=paths if root.has_paths else None,
+        planner_data=root.planner_data,
+        storage_meta=root.storage_meta,
+        dcp_version=root.dcp_version,
+        ranks=root.ranks,
+        user_metadata=root.user_metadata,
+    )
+
+
+def _size_of(value: Any) -> int:
+    return 0 if value is None else len(msgspec.msgpack.encode(value))
 
 
 def _check_object(entry: ObjectEntry, url: str) -> None:

@@ -25,7 +25,13 @@ ITEM_DTYPE = "item"
 """Stands for a non-tensor item: bytes as DCP's planner made them."""
 
 
-class PackEntry(msgspec.Struct, frozen=True):
+class _Tensor(msgspec.Struct, frozen=True, gc=False):
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+class PackEntry(msgspec.Struct, frozen=True, gc=False):
     """One stored chunk.
 
     Attributes:
@@ -54,7 +60,7 @@ def header(entries: Sequence[PackEntry], attempt: str) -> bytes:
         name = _unique(_name(entry), table)
         dtype = SAFETENSORS.get(entry.dtype)
         sizes = entry.sizes if dtype else (entry.nbytes,)
-        table[name] = {"dtype": dtype or "U8", "shape": sizes, "data_offsets": (at, at + entry.nbytes)}
+        table[name] = _Tensor(dtype or "U8", sizes, (at, at + entry.nbytes))
         if dtype is None or name != entry.fqn or entry.sizes != entry.shape:
             chunks[name] = {"fqn": entry.fqn, "dtype": entry.dtype, "shape": entry.shape}
             chunks[name] |= {"offsets": entry.offsets, "sizes": entry.sizes}

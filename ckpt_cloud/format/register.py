@@ -10,7 +10,8 @@ from ckpt_cloud.errors import CorruptCommit, Unsupported
 from ckpt_cloud.format.layout import NO_ID, is_id, is_key
 
 FORMAT = "ckpt-cloud"
-VERSION = 1
+VERSION = 2
+"""1 had manifests in one piece; they are still read."""
 KNOWN_FLAGS: frozenset[str] = frozenset()
 MAX_BYTES = 64 << 10
 
@@ -21,12 +22,14 @@ class ManifestRef(msgspec.Struct, frozen=True):
     Attributes:
         key: relative to the checkpoint's URL.
         size: in bytes.
-        sha256: hexadecimal digest of its bytes.
+        sha256: hexadecimal digest of its root (`format.pages`), or where that has no length, of the whole.
+        root: bytes of the root, at the manifest's end.
     """
 
     key: str
     size: int
     sha256: str
+    root: int = 0
 
 
 class Signature(msgspec.Struct, frozen=True):
@@ -125,6 +128,7 @@ def _check(register: Register, url: str) -> None:
     if (register.state == "committed") != (register.manifest is not None):
         raise CorruptCommit(f"COMMIT is {register.state} and its manifest entry does not fit that", url)
     if register.manifest is not None:
-        sane = is_key(register.manifest.key) and register.manifest.size > 0
+        reference = register.manifest
+        sane = is_key(reference.key) and reference.size > 0 and 0 <= reference.root <= reference.size
         if not sane or len(register.manifest.sha256) != 64:
             raise CorruptCommit("COMMIT has a malformed manifest entry", url)

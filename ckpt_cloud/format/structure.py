@@ -47,7 +47,8 @@ def faults(manifest: Manifest, *, whole: bool = True) -> Iterator[str]:
         if fault:
             yield f"tensor {name[:100]!r} {fault}"
     for name, item in manifest.items.items():
-        if item.inline is None and not _placed(item.object, item.start, item.nbytes, spans, name):
+        stored = item.inline is None and item.value is None
+        if stored and not _placed(item.object, item.start, item.nbytes, spans, name):
             yield f"item {name[:100]!r} is in no object of the checkpoint"
     for entry, taken in zip(manifest.objects, spans, strict=True):
         taken.sort()
@@ -72,6 +73,13 @@ def _tensor_fault(tensor: TensorEntry, spans: list[list[_Span]], name: str, *, t
         return "has an impossible shape"
     if math.prod(tensor.shape) * width >= _END:
         return "is larger than can be"
+    if len(tensor.chunks) == 1 and tensor.chunks[0].sizes == tensor.shape and not any(tensor.chunks[0].offsets):
+        # Most tensors are one chunk.
+        (chunk,) = tensor.chunks
+        nbytes = math.prod(chunk.sizes) * width
+        inside = len(chunk.offsets) == len(chunk.sizes)
+        fits = inside and (not nbytes or _placed(chunk.object, chunk.start, nbytes, spans, name))
+        return None if fits else "has a chunk in no object of the checkpoint"
     for chunk in tensor.chunks:
         if not _inside(chunk, tensor.shape):
             return "has a chunk outside its shape"

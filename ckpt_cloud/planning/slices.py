@@ -43,7 +43,11 @@ def pieces(chunk: Ints, offsets: Ints, sizes: Ints, itemsize: int, *, max_span: 
         max_span: a single row of the innermost dimension is cut too when it is longer.
         max_gap: unneeded bytes between two runs of one piece.
     """
-    if math.prod(sizes) == 0:
+    nbytes = math.prod(sizes) * itemsize
+    if nbytes == 0:
+        return
+    if sizes == chunk and nbytes <= max_span:
+        yield Piece((0,) * len(sizes), sizes, 0, nbytes)
         return
     steps = tuple(step * itemsize for step in strides(chunk))
     first = sum(offset * step for offset, step in zip(offsets, steps, strict=True))

@@ -34,8 +34,8 @@ class Sink(Protocol):
         """The destination's own memory, if the placement's bytes lie there as they are stored; None if not."""
         ...
 
-    def place(self, placement: Placement, data: memoryview) -> None:
-        """Copies the box of `placement` out of `data`, the bytes of its range."""
+    def place(self, placements: Sequence[Placement], data: memoryview) -> None:
+        """Copies the boxes of `placements` out of `data`, the bytes of their range."""
         ...
 
     def describe(self, placement: Placement) -> str:
@@ -149,8 +149,7 @@ class _Download:
         first = fetch.start // entry.block_size
         bad = first_bad_block(target.views, first, entry.sums, entry.block_size, entry.digests)
         if bad is None and target.buffer is not None:
-            for placement in target.moved:
-                self.sink.place(placement, target.buffer)
+            self.sink.place(target.moved, target.buffer)
         return bad
 
     def _mismatch(self, fetch: Fetch, block: int) -> ChecksumMismatch:

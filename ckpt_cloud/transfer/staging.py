@@ -39,7 +39,7 @@ class Staging:
 
     async def lend(self, size_bytes: int) -> memoryview:
         """A writable buffer of `size_bytes`; whoever keeps it, or a slice of it, keeps its share of the budget."""
-        whole = self._part_size if self._part_size // 2 < size_bytes <= self._part_size else size_bytes
+        whole = self._whole(size_bytes)
         await self._budget.take(whole)
         try:
             memory = self._memory(whole)
@@ -55,7 +55,7 @@ class Staging:
     @asynccontextmanager
     async def lent(self, size_bytes: int, *, beside: int) -> AsyncIterator[memoryview | None]:
         """A buffer of `size_bytes`, or None for 0, for the block alone, which uses `beside` further bytes itself."""
-        whole = self._part_size if 0 < size_bytes <= self._part_size else size_bytes
+        whole = self._whole(size_bytes)
         await self._budget.take(whole + beside)
         try:
             memory = self._memory(whole) if whole else None
@@ -68,6 +68,9 @@ class Staging:
             self._budget.give_back(beside)
             if memory is not None:
                 self.take_back(memory)
+
+    def _whole(self, size_bytes: int) -> int:
+        return self._part_size if self._part_size // 2 < size_bytes <= self._part_size else size_bytes
 
     def _memory(self, size_bytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         if size_bytes == self._part_size and self._kept:

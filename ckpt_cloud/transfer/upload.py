@@ -35,8 +35,8 @@ class Source(Protocol):
         """The entry's own memory, if its bytes lie there in row-major order; None if they must be copied."""
         ...
 
-    def copy(self, entry: int, start: int, end: int, into: memoryview) -> None:
-        """Writes bytes `start` to `end` (exclusive) of the entry to `into`."""
+    def copy(self, segments: Sequence[Segment], into: memoryview) -> None:
+        """Writes the bytes of the segments, one after another, to `into`."""
         ...
 
     def release(self, entry: int) -> None:
@@ -178,13 +178,11 @@ class _Upload:
         return into
 
     def _copy(self, plan: PackPlan, segments: list[Segment], into: memoryview, sums: BlockSums) -> None:
-        at = 0
-        for segment in segments:
-            target = into[at : at + segment.end - segment.start]
-            view = memoryview(plan.header) if segment.entry < 0 else self.source.view(segment.entry)
-            if view is not None:
-                target[:] = view[segment.start : segment.end]
-            else:
-                self.source.copy(segment.entry, segment.start, segment.end, target)
-            at += len(target)
+        if segments[0].entry < 0:
+            head, *segments = segments
+            size = head.end - head.start
+            into[:size] = plan.header[head.start : head.end]
+            self.source.copy(segments, into[size:])
+        else:
+            self.source.copy(segments, into)
         sums.update(into)

@@ -1,13 +1,16 @@
 """What ranks report to the coordinator: nothing, too little, or what another reports too. Then there is no commit."""
 
 import secrets
+from dataclasses import replace
 
 import pytest
 import torch
+from msgspec import structs
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 import ckpt_cloud
 from ckpt_cloud.errors import CheckpointIncomplete, IncompleteSave
+from ckpt_cloud.metadata import Uploaded
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
@@ -41,6 +44,15 @@ class Ranks:
         return state
 
 
+def changed(results, *, twice=False, **fields):
+    """A rank's report with other contents."""
+    (result,) = results
+    uploaded = Uploaded.decode(result.storage_data)
+    if twice:
+        fields = {name: getattr(uploaded, name) * 2 for name in ("names", "offsets", "places")}
+    return [replace(result, storage_data=structs.replace(uploaded, **fields).encode())]
+
+
 @pytest.fixture
 def ranks():
     return Ranks()
@@ -55,10 +67,14 @@ def test_all_report(ranks):
     "spoil",
     [
         pytest.param(lambda one, _other: [one, []], id="a-rank-reports-nothing"),
-        pytest.param(lambda one, other: [one, other[:1]], id="a-rank-lost-a-result"),
+        pytest.param(
+            lambda one, other: [one, changed(other, names=[], offsets=[], places=[])], id="a-rank-lost-a-chunk"
+        ),
         pytest.param(lambda one, _other: [one], id="a-rank-is-missing"),
         pytest.param(lambda one, other: [one, other, other], id="two-ranks-claim-one-chunk"),
-        pytest.param(lambda one, other: [one + one[1:], other], id="a-rank-claims-a-chunk-twice"),
+        pytest.param(lambda one, other: [changed(one, twice=True), other], id="a-rank-claims-a-chunk-twice"),
+        pytest.param(lambda one, other: [one, changed(other, objects=[])], id="a-rank-has-no-such-object"),
+        pytest.param(lambda one, other: [one, [*other, *other]], id="a-rank-reports-twice"),
     ],
 )
 def test_what_does_not_add_up_is_not_committed(ranks, spoil):
@@ -71,10 +87,7 @@ def test_what_does_not_add_up_is_not_committed(ranks, spoil):
 def test_two_ranks_claim_one_chunk_with_other_bytes(ranks):
     """Each rank's results as they are, but the second says that its tensor is the first one's."""
     one, other = ranks.results
-    claimed = [
-        type(result)(one[number].index, result.size_in_bytes, result.storage_data)
-        for number, result in enumerate(other)
-    ]
+    claimed = changed(other, names=Uploaded.decode(one[0].storage_data).names)
     with pytest.raises(IncompleteSave):
         ranks.finish([one, claimed])
     with pytest.raises(CheckpointIncomplete):

@@ -197,7 +197,7 @@ def test_a_half_written_checkpoint(file_url):
         (lambda data: b"", CorruptCommit),
         (lambda data: data[: len(data) // 2], CorruptCommit),
         (lambda data: b"\xff\xfe garbage", CorruptCommit),
-        (lambda data: data.replace(b'"version": 1', b'"version": 2'), Unsupported),
+        (lambda data: data.replace(b'"version": 2', b'"version": 3'), Unsupported),
         (lambda data: data.replace(b'"flags": []', b'"flags": ["time-travel"]'), Unsupported),
         (lambda data: data.replace(b"data/", b"../../"), CorruptCommit),
     ],

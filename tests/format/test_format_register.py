@@ -44,8 +44,8 @@ def test_other_fields_are_passed_over():
 
 
 def test_a_newer_version_is_refused_by_name_whatever_else_it_holds():
-    with pytest.raises(Unsupported, match="format version 2") as refused:
-        decode(b'{"format": "ckpt-cloud", "version": 2, "state": {"unheard": "of"}}', URL)
+    with pytest.raises(Unsupported, match="format version 3") as refused:
+        decode(b'{"format": "ckpt-cloud", "version": 3, "state": {"unheard": "of"}}', URL)
     assert URL in str(refused.value)
     assert "2" in refused.value.hint
 

@@ -42,7 +42,11 @@ class Buffers:
         (offset,), (size,) = placement.offsets, placement.sizes
         return memoryview(self.buffers[placement.want])[offset : offset + size]
 
-    def place(self, placement, data):
+    def place(self, placements, data):
+        for placement in placements:
+            self.place_one(placement, data)
+
+    def place_one(self, placement, data):
         (offset,), (size,) = placement.offsets, placement.sizes
         self.moved_bytes += size
         self.buffers[placement.want][offset : offset + size] = data[placement.source : placement.source + size]
@@ -233,10 +237,10 @@ async def test_nothing_is_placed_after_a_failed_load_has_ended(store, small_opti
     placed = []
 
     class Slow(Buffers):
-        def place(self, placement, data):
+        def place(self, placements, data):
             placing.set()
             go_on.wait(5)
-            placed.append(placement)
+            placed.extend(placements)
 
     scene.sink = Slow(scene.wants)
 

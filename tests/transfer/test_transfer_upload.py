@@ -32,7 +32,13 @@ class Memory:
     def view(self, entry):
         return memoryview(self.values[entry]) if entry in self.views else None
 
-    def copy(self, entry, start, end, into):
+    def copy(self, segments, into):
+        at = 0
+        for segment in segments:
+            self.copy_one(segment.entry, segment.start, segment.end, into[at : at + segment.end - segment.start])
+            at += segment.end - segment.start
+
+    def copy_one(self, entry, start, end, into):
         into[:] = self.values[entry][start:end]
         self.copied_bytes += end - start
 
@@ -207,10 +213,10 @@ async def test_one_failure_cancels_the_other_uploads(store, small_options, part_
 class Broken(Memory):
     """Gives up in the middle of entry 2."""
 
-    def copy(self, entry, start, end, into):
+    def copy_one(self, entry, start, end, into):
         if entry == 2 and start > 0:
             raise MemoryError("no room to stage it")
-        super().copy(entry, start, end, into)
+        super().copy_one(entry, start, end, into)
 
 
 async def test_what_the_source_raises_comes_out_as_it_is(store, small_options):

@@ -1,0 +1,138 @@
+"""One rank's part of a save plan, sorted into what rides in the manifest, what is empty, and entries to pack."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import WriteResult
+
+from ckpt_cloud.errors import Unsupported
+from ckpt_cloud.format import plain
+from ckpt_cloud.format.manifest import ObjectEntry
+from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
+from ckpt_cloud.metadata import NOWHERE, Stored, Uploaded
+from ckpt_cloud.options import TransferOptions
+from ckpt_cloud.planning.save import PackPlan, Sizes, plan_packs
+from ckpt_cloud.stores import ObjectStore
+from ckpt_cloud.tensors import TensorSource, dtype_name
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What `sorted_out` makes of a plan.
+
+    Attributes:
+        items: of the plan.
+        places: by item, where it is known at once; None for an entry.
+        entries: to pack.
+        owners: by entry, index of its item.
+        values: by entry, non-tensor items too large for the manifest, resolved already since only that tells their
+            size.
+    """
+
+    items: list[WriteItem]
+    places: list[Stored | None] = field(default_factory=list)
+    entries: list[PackEntry] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
+    values: dict[int, io.BytesIO] = field(default_factory=dict)
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all entries."""
+        return sum(entry.nbytes for entry in self.entries)
+
+    def packs(self, attempt: str, options: TransferOptions, store: ObjectStore) -> list[PackPlan]:
+        """The objects to write."""
+        if not self.entries:
+            return []
+        sizes = Sizes(options.pack_size, options.part_size, store.max_parts, store.max_part_bytes)
+        return plan_packs(self.entries, attempt, sizes)
+
+    def source(self, planner: SavePlanner) -> TensorSource:
+        """The bytes of the entries."""
+        return TensorSource(
+            self.entries, lambda entry: self.values.get(entry) or planner.resolve_data(self.items[self.owners[entry]])
+        )
+
+    def results(self, packs: list[PackPlan], attempt: str, objects: list[ObjectEntry]) -> list[WriteResult]:
+        """One result for all items: DCP gathers them by pickle and looks at none, and one is quick to send."""
+        if not self.items:
+            return []
+        places = list(self.places)
+        for number, pack in enumerate(packs):
+            for entry, start in zip(pack.entries, pack.starts, strict=True):
+                places[self.owners[entry]] = Stored(None, number, start, self.entries[entry].nbytes)
+        names = [item.index.fqn for item in self.items]
+        offsets = [None if item.index.offset is None else tuple(item.index.offset) for item in self.items]
+        assert None not in places, "every entry is in a pack"
+        uploaded = Uploaded(attempt, objects, names, offsets, places)  # type: ignore[arg-type]
+        return [WriteResult(MetadataIndex(""), self.total_bytes, uploaded.encode())]
+
+
+def sorted_out(items: Iterable[WriteItem], planner: SavePlanner, options: TransferOptions) -> Batch:
+    """Sorts the items of a plan; non-tensor items are resolved."""
+    batch = Batch(list(items))
+    as_they_are = _keeps_values(planner)
+    for index, item in enumerate(batch.items):
+        if item.type is WriteItemType.BYTE_IO:
+            place = _value(item, planner, options.inline_limit) if as_they_are else None
+            place = place or _serialized(batch, item, planner, options.inline_limit)
+        else:
+            place = _tensor(batch, item)
+        batch.places.append(place)
+        if place is None:
+            batch.owners.append(index)
+    return batch
+
+
+def _keeps_values(planner: SavePlanner) -> bool:
+    """Whether the planner hands over values of the state as they are, but for `torch.save`."""
+    kind: Any = type(planner)
+    return (
+        isinstance(planner, DefaultSavePlanner)
+        and kind.resolve_data is DefaultSavePlanner.resolve_data
+        and kind.transform_object is DefaultSavePlanner.transform_object
+    )
+
+
+def _value(item: WriteItem, planner: Any, limit: int) -> Stored | None:
+    """The item itself, if it is plain and small; None if only `torch.save` can say it."""
+    value = planner.lookup_object(item.index)
+    try:
+        lowered = plain.lower(value, item.index.fqn)
+        small = type(value) in (bool, int, float, type(None)) or len(msgspec.msgpack.encode(lowered)) <= limit
+    except (Unsupported, UnicodeEncodeError):
+        return None
+    return Stored(None, -1, 0, 0, [lowered]) if small else None
+
+
+def _serialized(batch: Batch, item: WriteItem, planner: SavePlanner, limit: int) -> Stored | None:
+    value = planner.resolve_data(item)
+    assert isinstance(value, io.BytesIO)
+    size = value.getbuffer().nbytes
+    if size <= limit:
+        return Stored(value.getvalue(), -1, 0, 0)
+    batch.values[len(batch.entries)] = value
+    batch.entries.append(PackEntry(item.index.fqn, ITEM_DTYPE, (size,), (0,), (size,), size))
+    return None
+
+
+def _tensor(batch: Batch, item: WriteItem) -> Stored | None:
+    data = item.tensor_data
+    assert data is not None, "DCP gives tensor_data for every tensor"
+    sizes = tuple(data.chunk.sizes)
+    dtype = data.properties.dtype
+    nbytes = math.prod(sizes) * dtype.itemsize
+    if nbytes == 0:
+        return NOWHERE
+    entry = PackEntry(item.index.fqn, dtype_name(dtype), tuple(data.size), tuple(data.chunk.offsets), sizes, nbytes)
+    batch.entries.append(entry)
+    return None
