@@ -15,35 +15,69 @@ if TYPE_CHECKING:
     from ckpt_cloud.api import async_save, load, save
     from ckpt_cloud.catalog import CheckpointInfo, latest, list_checkpoints
     from ckpt_cloud.collector import Collected, Garbage, delete, gc, resolve
-    from ckpt_cloud.events import BytesMoved, PhaseEnded, Report
+    from ckpt_cloud.copying import Copied, copy
+    from ckpt_cloud.events import BytesMoved, PartEnded, PhaseBegan, PhaseEnded, Report
+    from ckpt_cloud.manager.checkpoints import CheckpointManager
+    from ckpt_cloud.manager.policies import (
+        AnyOf,
+        BestN,
+        EveryNSteps,
+        EveryT,
+        KeepAll,
+        LastN,
+        Listed,
+        NewerThan,
+        Policy,
+        SavedStep,
+    )
+    from ckpt_cloud.manager.settings import Finished
     from ckpt_cloud.options import CommitOptions, RetryOptions, StoreOptions, TransferOptions
     from ckpt_cloud.reader import ObjectStoreReader
     from ckpt_cloud.selection import LoadResult, SelectiveLoadPlanner
     from ckpt_cloud.stores.base import UnfinishedUpload
+    from ckpt_cloud.trace import Trace
     from ckpt_cloud.uploads import abort_uploads, list_uploads
     from ckpt_cloud.verification import Fault, Verification, verify
     from ckpt_cloud.writer import ObjectStoreWriter
 
+
 _HOMES = {
+    "AnyOf": "manager.policies",
+    "BestN": "manager.policies",
     "BytesMoved": "events",
     "CheckpointInfo": "catalog",
+    "CheckpointManager": "manager.checkpoints",
     "Collected": "collector",
     "CommitOptions": "options",
+    "Copied": "copying",
+    "EveryNSteps": "manager.policies",
+    "EveryT": "manager.policies",
     "Fault": "verification",
+    "Finished": "manager.settings",
     "Garbage": "collector",
+    "KeepAll": "manager.policies",
+    "LastN": "manager.policies",
+    "Listed": "manager.policies",
     "LoadResult": "selection",
+    "NewerThan": "manager.policies",
     "ObjectStoreReader": "reader",
     "ObjectStoreWriter": "writer",
+    "PartEnded": "events",
+    "PhaseBegan": "events",
     "PhaseEnded": "events",
+    "Policy": "manager.policies",
     "Report": "events",
     "RetryOptions": "options",
+    "SavedStep": "manager.policies",
     "SelectiveLoadPlanner": "selection",
     "StoreOptions": "options",
+    "Trace": "trace",
     "TransferOptions": "options",
     "UnfinishedUpload": "stores.base",
     "Verification": "verification",
     "abort_uploads": "uploads",
     "async_save": "api",
+    "copy": "copying",
     "delete": "collector",
     "gc": "collector",
     "latest": "catalog",
@@ -56,27 +90,44 @@ _HOMES = {
 }
 
 __all__ = [
+    "AnyOf",
+    "BestN",
     "BytesMoved",
     "CheckpointInfo",
+    "CheckpointManager",
     "CkptCloudError",
     "Collected",
     "CommitOptions",
+    "Copied",
+    "EveryNSteps",
+    "EveryT",
     "Fault",
+    "Finished",
     "Garbage",
+    "KeepAll",
+    "LastN",
+    "Listed",
     "LoadResult",
+    "NewerThan",
     "ObjectStoreReader",
     "ObjectStoreWriter",
+    "PartEnded",
+    "PhaseBegan",
     "PhaseEnded",
+    "Policy",
     "Report",
     "RetryOptions",
+    "SavedStep",
     "SelectiveLoadPlanner",
     "StoreOptions",
+    "Trace",
     "TransferOptions",
     "UnfinishedUpload",
     "Verification",
     "__version__",
     "abort_uploads",
     "async_save",
+    "copy",
     "delete",
     "gc",
     "latest",

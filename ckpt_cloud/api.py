@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -25,9 +27,12 @@ from ckpt_cloud.errors import (
     RankLost,
     StateMismatch,
 )
+from ckpt_cloud.metadata import rank_here
 from ckpt_cloud.reader import ObjectStoreReader, Opened
 from ckpt_cloud.selection import Keys, LoadResult, Rename, SelectiveLoadPlanner, misfits, mismatch
 from ckpt_cloud.writer import ObjectStoreWriter
+
+log = logging.getLogger(__name__)
 
 StateDict = dict[str, Any]
 T = TypeVar("T")
@@ -53,6 +58,7 @@ def save(
             published and what was uploaded has been deleted as far as possible.
     """
     writer = storage_writer or ObjectStoreWriter()
+    began = time.perf_counter()
     try:
         saved: Metadata = dcp.save(
             state_dict,
@@ -67,6 +73,7 @@ def save(
         raise _after_failed_save(failure, writer) from failure
     except RuntimeError as failure:
         raise _lost(failure, no_dist=no_dist) from failure
+    _tell("saved", writer, time.perf_counter() - began)
     return saved
 
 
@@ -145,6 +152,7 @@ def load(
             does not fit.
     """
     reader = storage_reader or ObjectStoreReader()
+    began = time.perf_counter()
     if planner is None:
         planner = SelectiveLoadPlanner(keys, rename, strict)
     elif (keys, rename, strict) != (None, None, None):
@@ -167,7 +175,18 @@ def load(
         raise _mismatch(planner, reader, failure) or _ours(failure) from failure
     except RuntimeError as failure:
         raise _lost(failure, no_dist=no_dist) from failure
+    _tell("loaded", reader, time.perf_counter() - began)
     return planner.result if isinstance(planner, SelectiveLoadPlanner) else LoadResult()
+
+
+def _tell(what: str, plug: StorageWriter | StorageReader, blocked_s: float | None = None) -> None:
+    """Logs the figures: of the first rank for people, of all for whoever looks closer."""
+    if isinstance(plug, ObjectStoreWriter | ObjectStoreReader):
+        report = plug.report
+        if blocked_s is not None:
+            report.blocked_s = blocked_s
+        level = logging.INFO if rank_here() == 0 else logging.DEBUG
+        log.log(level, "%s %s: %s", what, plug.checkpoint_id, report)
 
 
 def _lost(failure: RuntimeError, *, no_dist: bool) -> RuntimeError:
@@ -214,6 +233,7 @@ def _settled(upload: Future[T], writer: StorageWriter, *, no_dist: bool) -> Futu
     def settle(done: Future[T]) -> None:
         failure = done.exception()
         if failure is None:
+            _tell("saved", writer)
             settled.set_result(done.result())
         elif isinstance(failure, CheckpointException | CkptCloudError):
             error = _after_failed_save(failure, writer)

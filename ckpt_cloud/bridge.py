@@ -10,11 +10,11 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError as FutureCancelled
 from typing import Any, TypeVar
 
-from ckpt_cloud.errors import Unsupported
+from ckpt_cloud.errors import AttemptAborted, Unsupported
 
 T = TypeVar("T")
 
@@ -45,6 +45,49 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         raise
     except FutureCancelled as cancelled:
         raise asyncio.CancelledError from cancelled
+
+
+class Stop:
+    """Ends work on the private loop from another thread: what is under way, and what begins later."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # Both change under the lock: whether it was asked for, and how to end what is under way.
+        self._asked = False
+        self._cancel: Callable[[], object] | None = None
+
+    def set(self) -> None:
+        """Asks for it; does not wait."""
+        with self._lock:
+            self._asked = True
+            cancel = self._cancel
+        if cancel is not None:
+            cancel()
+
+    def check(self) -> None:
+        """Raises AttemptAborted if it was asked for."""
+        if self._asked:
+            raise AttemptAborted("this save was ended before it could commit", hint="what it had uploaded is deleted")
+
+    async def over(self, work: Coroutine[Any, Any, T]) -> T:
+        """Awaits `work`, to the end of its cleaning up when it is ended.
+
+        Raises:
+            AttemptAborted: it was.
+        """
+        loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+        with self._lock:
+            self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)
+        if self._asked:
+            task.cancel()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            self.check()
+            raise
+        finally:
+            with self._lock:
+                self._cancel = None
 
 
 def event_loop() -> asyncio.AbstractEventLoop:

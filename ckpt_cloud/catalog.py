@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ckpt_cloud import bridge
@@ -28,6 +28,7 @@ class CheckpointInfo:
             or is of a newer version.
         attempt: id of the save, time-ordered; empty when there is none.
         saved_unix_s: when that save began, in seconds since 1970; 0 when there is none.
+        metrics: that were saved with it, such as a loss.
     """
 
     url: str
@@ -35,6 +36,7 @@ class CheckpointInfo:
     state: Literal["committed", "aborted", "deleted", "incomplete", "unreadable"]
     attempt: str = ""
     saved_unix_s: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def list_checkpoints(root: str | os.PathLike[str], *, store: StoreOptions | None = None) -> list[CheckpointInfo]:
@@ -80,4 +82,5 @@ async def _look(store: ObjectStore, url: str, name: str, *, under: str) -> Check
     if register is None:
         return CheckpointInfo(url, name, "incomplete")
     saved = id_unix_ms(register.attempt) / 1000
-    return CheckpointInfo(url, name, register.state, register.attempt, saved)
+    metrics = register.metrics or {}
+    return CheckpointInfo(url, name, register.state, register.attempt, saved, metrics)

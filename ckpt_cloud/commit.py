@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import tenacity
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from ckpt_cloud import protocol
 from ckpt_cloud.errors import (
@@ -206,6 +206,7 @@ async def publish(
     seen: Seen,
     overwrite: bool,
     options: CommitOptions,
+    metrics: dict[str, float] | None = None,
     sign: Callable[[Register], Register] | None = None,
 ) -> Register:
     """Stores the manifest, then makes the checkpoint visible by one conditional PUT.
@@ -213,6 +214,7 @@ async def publish(
     Args:
         oldest: the oldest id under which data of this save was written.
         seen: the register as `admit` read it.
+        metrics: to be kept in `COMMIT` itself.
         sign: signs the register.
 
     Raises:
@@ -223,7 +225,7 @@ async def publish(
     key = manifest_key(body.attempt)
     await store.put(key, data)
     fence = seen.register.fence if seen.register else NO_ID
-    register = Register("committed", body.attempt, fence, manifests.reference(key, data))
+    register = Register("committed", body.attempt, fence, manifests.reference(key, data), metrics=metrics or UNSET)
     if sign is not None:
         # A call to a key service may take its time.
         register = await in_thread(sign, register)

@@ -6,6 +6,7 @@
     │   ├── Throttled               the store asks for fewer requests
     │   ├── CheckpointChanged       replaced while it was being read
     │   ├── RankLost                another rank died or no longer answers; also a RuntimeError
+    │   ├── SaveInFlight            a manager's earlier save still runs in the background
     │   └── CommitStateUnknown      the commit may or may not have landed; nothing was deleted
     ├── FixRequest                  the call, the configuration or a permission must change first
     │   ├── InvalidURL              unknown scheme or malformed URL
@@ -29,7 +30,7 @@
     │   ├── CheckpointPerRank       only checkpoints of single ranks are here
     │   ├── CheckpointDeleted
     │   ├── StaleWrite              another save replaced the checkpoint first
-    │   └── AttemptAborted          a collector gave this save up; its data is gone
+    │   └── AttemptAborted          the save was ended, or given up by a collector; its data is gone
     ├── Damaged                     stored bytes are not what was saved
     │   ├── CorruptManifest
     │   ├── CorruptCommit
@@ -157,6 +158,12 @@ class RankLost(TryAgain, RuntimeError):
     """
 
     kind = "rank-lost"
+
+
+class SaveInFlight(TryAgain):
+    """A save in the background has not ended, and the manager was told to refuse another beside it."""
+
+    kind = "save-in-flight"
 
 
 class CommitStateUnknown(TryAgain):
@@ -293,7 +300,7 @@ class StaleWrite(ChooseAnother):
 
 
 class AttemptAborted(ChooseAnother):
-    """A collector gave this save up before it could commit; its data is gone."""
+    """A collector, or `ObjectStoreWriter.abort`, ended this save before it could commit; its data is gone."""
 
     kind = "attempt-aborted"
 

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.storage import WriteResult
 
-from ckpt_cloud.errors import CorruptManifest, IncompleteSave, StateMismatch
+from ckpt_cloud.errors import CkptCloudError, CorruptManifest, IncompleteSave, StateMismatch
 from ckpt_cloud.format import plain
 from ckpt_cloud.format.manifest import Chunk, ItemEntry, Manifest, ObjectEntry, TensorEntry
 from ckpt_cloud.tensors import dtype_name, dtype_of
@@ -78,12 +78,19 @@ _decoder = msgspec.msgpack.Decoder(Uploaded)
 
 
 def build(
-    metadata: Metadata, results: Sequence[Sequence[WriteResult]], *, attempt: str, writer: str, ranks: int | None
+    metadata: Metadata,
+    results: Sequence[Sequence[WriteResult]],
+    *,
+    attempt: str,
+    writer: str,
+    ranks: int | None,
+    user_metadata: dict[str, Any] | None = None,
 ) -> tuple[Manifest, str]:
     """The manifest of a save, and the oldest id under which its data was written.
 
     Args:
         ranks: for a rank's own checkpoint, how many ranks have one.
+        user_metadata: plain JSON values.
 
     Raises:
         IncompleteSave: a chunk of the plan that no rank reports, or that two claim.
@@ -119,6 +126,7 @@ def build(
         storage_meta=None if meta is None else _storage_meta(meta),
         dcp_version=metadata.version,
         ranks=ranks,
+        user_metadata=user_metadata,
     )
     return manifest, oldest
 
@@ -156,6 +164,11 @@ def _to_dcp(manifest: Manifest) -> Metadata:
 def world_size() -> int:
     """Ranks of the default process group; 1 without one."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank_here() -> int:
+    """This process's rank in the default process group; 0 without one."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def check_own_shards(manifest: Manifest, items: Sequence[ReadItem]) -> None:
@@ -260,3 +273,18 @@ def _storage_meta(meta: StorageMeta) -> dict[str, Any]:
         "load_id": meta.load_id,
         "modules": list(meta.modules),
     }
+
+
+class Unavailable(Metadata):
+    """Metadata of a checkpoint that could not be opened: raises the reason when it is used.
+
+    DCP replaces an exception of `read_metadata` by an `AssertionError`; this keeps it typed.
+    """
+
+    def __init__(self, error: CkptCloudError) -> None:
+        self.error = error
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in {"state_dict_metadata", "planner_data", "storage_data", "storage_meta"}:
+            raise object.__getattribute__(self, "error")
+        return object.__getattribute__(self, name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from ckpt_cloud.errors import (
     AttemptAborted,
@@ -148,7 +148,7 @@ def deleted(seen: Seen, fence: str) -> Register | None:
     if seen.register is None or seen.register.state != "committed":
         return fenced_off(seen, fence)
     fence = max(fence, seen.register.fence)
-    return structs.replace(seen.register, state="deleted", manifest=None, fence=fence)
+    return structs.replace(seen.register, state="deleted", manifest=None, fence=fence, metrics=UNSET)
 
 
 def out_of_time(intent: Intent, url: str) -> CommitStateUnknown:

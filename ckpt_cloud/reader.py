@@ -33,15 +33,16 @@ from ckpt_cloud.errors import (
     Damaged,
     StateMismatch,
 )
-from ckpt_cloud.events import Listener, Recorder, Report
+from ckpt_cloud.events import Listener, Recorder, Report, fan_out
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format import plain, structure
 from ckpt_cloud.format.manifest import ItemEntry, Manifest, ObjectEntry
 from ckpt_cloud.format.register import ManifestRef, Register
 from ckpt_cloud.items import screened, serialized
-from ckpt_cloud.metadata import check_own_shards, find_chunk, to_dcp
+from ckpt_cloud.metadata import Unavailable, check_own_shards, find_chunk, rank_here, to_dcp
 from ckpt_cloud.options import StoreOptions, TransferOptions
 from ckpt_cloud.planning.load import Fetch, Want, plan_fetches
+from ckpt_cloud.progress import bar
 from ckpt_cloud.session import Place, Settings, location_of, prepare, rank_location
 from ckpt_cloud.signing import Trust, TrustedKey
 from ckpt_cloud.stores import supports
@@ -67,21 +68,6 @@ class _Load:
     recorder: Recorder
 
 
-class _Unavailable(Metadata):
-    """Metadata of a checkpoint that could not be opened: raises the reason when it is used.
-
-    DCP replaces an exception of `read_metadata` by an `AssertionError`; this keeps it typed.
-    """
-
-    def __init__(self, error: CkptCloudError) -> None:
-        self.error = error
-
-    def __getattribute__(self, name: str) -> Any:
-        if name in {"state_dict_metadata", "planner_data", "storage_data", "storage_meta"}:
-            raise object.__getattribute__(self, "error")
-        return object.__getattribute__(self, name)
-
-
 class ObjectStoreReader(StorageReader):
     """Loads checkpoints that `ObjectStoreWriter` saved, into any number of ranks and any sharding.
 
@@ -97,7 +83,8 @@ class ObjectStoreReader(StorageReader):
         trusted_keys: Ed25519 public keys (objects, paths of PEM files, PEM as bytes) of those whose checkpoints may be
             loaded; every byte is then held against what they signed. Needs `ckpt-cloud[crypto]`.
         require_signature: refuse what is not signed; by default whenever there are `trusted_keys`.
-        on_event: is called with every `BytesMoved` and `PhaseEnded`, from any thread.
+        on_event: is called with every event, from any thread.
+        progress: show a bar on rank 0 with bytes, rate and time left; never where there is no terminal.
 
     Raises:
         InvalidURL, InvalidOption: at once.
@@ -115,6 +102,7 @@ class ObjectStoreReader(StorageReader):
         trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
         require_signature: bool | None = None,
         on_event: Listener | None = None,
+        progress: bool = False,
         **store_options: Any,
     ) -> None:
         super().__init__()
@@ -122,7 +110,7 @@ class ObjectStoreReader(StorageReader):
         self._cast = cast
         self._trust = trust
         self._signers = Trust.of(trusted_keys, require_signature)
-        self._on_event = on_event
+        self._on_event = fan_out(on_event, bar("load") if progress else None)
         # What follows changes: the URL with every reset, the rest with every load.
         self._url = url
         self._given: Opened | None = None
@@ -145,6 +133,11 @@ class ObjectStoreReader(StorageReader):
     def report(self) -> Report:
         """Figures of this rank's last load."""
         return self._load.recorder.report if self._load else Report()
+
+    @property
+    def user_metadata(self) -> dict[str, Any]:
+        """What the saver added to the checkpoint that was opened last: tags, a git commit, a configuration."""
+        return dict(self._load.manifest.user_metadata or {}) if self._load else {}
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -189,13 +182,13 @@ class ObjectStoreReader(StorageReader):
                 raise
         first = self._error
         if first is not None and not isinstance(first, CheckpointNotFound):
-            return _Unavailable(first)
+            return Unavailable(first)
         try:
             return self._begin(Place.at(rank_location(location_of(self._url), rank), self._settings.store))
         except CkptCloudError as error:
             if first is None:
                 raise
-            return _Unavailable(first if isinstance(error, CheckpointNotFound) else error)
+            return Unavailable(first if isinstance(error, CheckpointNotFound) else error)
 
     def set_up_storage_reader(
         self,
@@ -207,7 +200,7 @@ class ObjectStoreReader(StorageReader):
         **kwargs: Any,
     ) -> None:
         """Nothing to do, unless opening failed: then its error is raised here."""
-        if isinstance(metadata, _Unavailable):
+        if isinstance(metadata, Unavailable):
             raise metadata.error
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
@@ -255,6 +248,7 @@ class ObjectStoreReader(StorageReader):
                     gap_size=self._settings.transfer.gap_size,
                 )
             load.recorder.report.bytes_needed += reads.total_bytes
+            load.recorder.expect("read", "down", sum(fetch.end - fetch.start for fetch in fetches))
             bridge.run(self._download(load, reads, fetches))
         with load.recorder.phase("apply"):
             reads.hand_over(planner, trust=self._trust)
@@ -286,7 +280,7 @@ class ObjectStoreReader(StorageReader):
         return Opened(reference, data, registers[-1])
 
     def _begin(self, place: Place) -> Metadata:
-        recorder = Recorder(self._on_event)
+        recorder = Recorder(self._on_event, rank=rank_here())
         with recorder.phase("open"):
             given, self._given = self._given, None
             opened = given or self._open(place)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,12 +24,14 @@ from torch.futures import Future
 
 from ckpt_cloud import bridge, commit, garbage, protocol
 from ckpt_cloud import metadata as metadata_room
+from ckpt_cloud.annotations import Annotations
 from ckpt_cloud.batch import sorted_out
 from ckpt_cloud.errors import AttemptAborted, CkptCloudError, InvalidOption, UnsupportedTensor
-from ckpt_cloud.events import Listener, Recorder, Report
+from ckpt_cloud.events import Listener, Recorder, Report, fan_out
 from ckpt_cloud.format.layout import manifest_key, mint_id, pack_key
-from ckpt_cloud.metadata import world_size
+from ckpt_cloud.metadata import rank_here, world_size
 from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
+from ckpt_cloud.progress import bar
 from ckpt_cloud.protocol import Seen
 from ckpt_cloud.session import Place, Settings, location_of, prepare, rank_location
 from ckpt_cloud.signing import Signer, SignWith
@@ -70,7 +73,10 @@ class ObjectStoreWriter(StorageWriter):
         allow_unsafe_commit: save even where the store ignores conditional writes.
         sign: an Ed25519 private key (object, path of a PEM file, PEM as bytes), or a function from what is to be signed
             to the signature. `COMMIT` is signed, and through it every byte. Needs `ckpt-cloud[crypto]`.
-        on_event: is called with every `BytesMoved` and `PhaseEnded`, from any thread.
+        on_event: is called with every event, from any thread.
+        progress: show a bar on rank 0 with bytes, rate and time left; never where there is no terminal.
+        metrics: numbers to keep in `COMMIT`, such as a loss; `list_checkpoints` shows them.
+        user_metadata: tags, a git commit, a configuration: JSON values to keep in the manifest.
 
     Raises:
         InvalidURL, InvalidOption: at once.
@@ -88,6 +94,9 @@ class ObjectStoreWriter(StorageWriter):
         allow_unsafe_commit: bool = False,
         sign: SignWith | None = None,
         on_event: Listener | None = None,
+        progress: bool = False,
+        metrics: Mapping[str, float] | None = None,
+        user_metadata: Mapping[str, Any] | None = None,
         **store_options: Any,
     ) -> None:
         super().__init__()
@@ -98,7 +107,9 @@ class ObjectStoreWriter(StorageWriter):
         if self._signer:
             self._settings = replace(self._settings, transfer=replace(self._settings.transfer, block_digests=True))
         self._overwrite = overwrite
-        self._on_event = on_event
+        self._on_event = fan_out(on_event, bar("save") if progress else None)
+        self._stop: bridge.Stop | None = bridge.Stop()
+        self._annotations = Annotations.of(metrics, user_metadata)
         # What follows changes: the URL with every reset, the save with every set-up.
         self._url = url
         self._save: _Save | None = None
@@ -108,7 +119,7 @@ class ObjectStoreWriter(StorageWriter):
         return f"<ObjectStoreWriter {self.checkpoint_id or 'without a URL'}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_save": None, "_on_event": None}
+        return {**self.__dict__, "_save": None, "_on_event": None, "_stop": None}
 
     @property
     def checkpoint_id(self) -> str | None:
@@ -157,7 +168,7 @@ class ObjectStoreWriter(StorageWriter):
             BucketNotFound, PermissionDenied, MissingCredentials, StoreUnavailable, ...: within seconds.
         """
         location = location_of(self._url)
-        recorder = Recorder(self._on_event)
+        recorder = Recorder(self._on_event, rank=rank_here() if rank is None else rank)
         commits = is_coordinator or not use_collectives
         if self._signer:
             self._signer.ready()
@@ -210,17 +221,17 @@ class ObjectStoreWriter(StorageWriter):
             named = [(pack_key(save.id, number, spread=spread), pack) for number, pack in enumerate(packs)]
             save.keys += [key for key, _ in named]
             save.recorder.report.bytes_needed += batch.total_bytes
+            save.recorder.expect("write", "up", sum(pack.size for pack in packs))
             nbytes = [entry.nbytes for entry in batch.entries]
-            objects = bridge.run(
-                upload_packs(
-                    save.place.data,
-                    batch.source(planner),
-                    named,
-                    nbytes,
-                    options=self._settings.transfer,
-                    recorder=save.recorder,
-                )
+            upload = upload_packs(
+                save.place.data,
+                batch.source(planner),
+                named,
+                nbytes,
+                options=self._settings.transfer,
+                recorder=save.recorder,
             )
+            objects = bridge.run(self._stop.over(upload) if self._stop else upload)
         done: Future[list[WriteResult]] = Future()
         with garbage.paused():
             done.set_result(batch.results(packs, save.id, objects))
@@ -237,9 +248,19 @@ class ObjectStoreWriter(StorageWriter):
         save = self._current()
         assert save.seen is not None, "finish is only called where the save was admitted"
         with save.recorder.phase("commit"):
+            notes = self._annotations
             with garbage.paused():
-                body, oldest = metadata_room.build(metadata, results, attempt=save.id, writer=WRITER, ranks=save.ranks)
+                body, oldest = metadata_room.build(
+                    metadata,
+                    results,
+                    attempt=save.id,
+                    writer=WRITER,
+                    ranks=save.ranks,
+                    user_metadata=notes.user_metadata,
+                )
             save.keys.append(manifest_key(save.id))
+            if self._stop:
+                self._stop.check()
             bridge.run(
                 commit.publish(
                     save.place.data,
@@ -248,9 +269,18 @@ class ObjectStoreWriter(StorageWriter):
                     seen=save.seen,
                     overwrite=self._overwrite,
                     options=self._settings.commit,
+                    metrics=notes.metrics,
                     sign=self._signer.signed if self._signer else None,
                 )
             )
+
+    def abort(self) -> None:
+        """Ends the save that is under way, from another thread: it fails with `AttemptAborted` on all ranks.
+
+        One that is in its last step, the commit, ends as it would have. This writer then saves no more.
+        """
+        if self._stop:
+            self._stop.set()
 
     def discard(self) -> None:
         """Deletes what this rank uploaded in a save that failed for certain; as far as the store lets it.

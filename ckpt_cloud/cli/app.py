@@ -1,32 +1,33 @@
-"""Commands and their options."""
+"""Commands and their options; what each does lies in a module of its own, loaded when it is called."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ckpt_cloud.errors import ChooseAnother, CkptCloudError, Damaged, FixRequest, TryAgain
+from ckpt_cloud.cli.ending import end_with
+from ckpt_cloud.errors import CkptCloudError
 from ckpt_cloud.version import VERSION
 
 app = typer.Typer(
     name="ckpt-cloud",
     help="Look after checkpoints on object stores.",
-    epilog="Exit status: 0 done, 1 nothing found or taken, 2 wrong request, 3 try again, 4 damaged data.",
+    epilog="Exit status: 0 done, 1 nothing found or taken, or a difference, 2 wrong request, 3 try again, "
+    "4 damaged data, 130 interrupted.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
 )
 
-EXIT_STATUS: tuple[tuple[type[CkptCloudError], int], ...] = (
-    (ChooseAnother, 1),
-    (FixRequest, 2),
-    (TryAgain, 3),
-    (Damaged, 4),
-)
-
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Hours = Annotated[float, typer.Option(min=0, metavar="HOURS", help="Leave younger ones alone.")]
+Root = Annotated[str, typer.Argument(help="URL under which the checkpoints lie.")]
+Url = Annotated[str, typer.Argument(help="URL of a checkpoint.")]
 
 
 def main() -> None:
@@ -34,8 +35,18 @@ def main() -> None:
     try:
         app()
     except CkptCloudError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(next((status for kind, status in EXIT_STATUS if isinstance(error, kind)), 1))
+        end_with(error)
+
+
+@contextmanager
+def _suggesting(url: str) -> Iterator[None]:
+    """An error about a URL that is not there names those near it."""
+    try:
+        yield
+    except CkptCloudError as error:
+        from ckpt_cloud.cli.nearby import with_suggestion
+
+        raise with_suggestion(error, url) from None
 
 
 @app.callback(invoke_without_command=True)
@@ -48,67 +59,101 @@ def _root(
 
 
 @app.command(epilog="Example: ckpt-cloud ls s3://bucket/run")
-def ls(
-    root: Annotated[str, typer.Argument(help="URL under which the checkpoints lie.")],
-    json: Json = False,
-) -> None:
-    """List the checkpoints under ROOT with their state."""
+def ls(root: Root, json: Json = False) -> None:
+    """List the checkpoints under ROOT with their state and metrics, oldest first."""
     from ckpt_cloud.cli import ls as command
 
-    command.run(root, as_json=json)
+    with _suggesting(root):
+        command.run(root, as_json=json)
 
 
-@app.command(epilog="Example: ckpt-cloud show s3://bucket/run/step-100")
+@app.command(epilog="Example: ckpt-cloud show s3://bucket/run/step-100 --depth 2")
 def show(
-    url: Annotated[str, typer.Argument(help="URL of a checkpoint.")],
+    url: Url,
+    depth: Annotated[int | None, typer.Option(min=0, help="Levels of the tree; all by default.")] = None,
+    objects: Annotated[bool, typer.Option("--objects", help="List the stored objects too.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with pictures instead.")] = None,
+    trace: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A trace to show on the page.")] = None,
     json: Json = False,
 ) -> None:
-    """Show what a checkpoint holds: tensors with dtype, shape and size, items, and objects."""
+    """Show what a checkpoint holds, as a tree: tensors with dtype, shape, size and shards, items, objects."""
     from ckpt_cloud.cli import show as command
 
-    command.run(url, as_json=json)
+    with _suggesting(url):
+        command.run(url, as_json=json, depth=depth, objects=objects, page=html, traces=trace or [])
 
 
-@app.command(epilog="Example: ckpt-cloud uploads s3://bucket/run --older-than 24 --abort")
-def uploads(
-    root: Annotated[str, typer.Argument(help="URL under which to look.")],
-    older_than: Annotated[float, typer.Option(min=0, metavar="HOURS", help="Pass over younger ones.")] = 24,
-    abort: Annotated[bool, typer.Option("--abort", help="Abort them.")] = False,
+@app.command(epilog="Example: ckpt-cloud diff s3://bucket/run/step-100 s3://bucket/run/step-200")
+def diff(
+    first: Url,
+    second: Url,
+    values: Annotated[bool, typer.Option("--values", help="Read all tensors, and compare their bytes.")] = False,
     json: Json = False,
 ) -> None:
-    """List unfinished multipart uploads under ROOT, which no listing shows and which are billed; --abort ends them."""
-    from ckpt_cloud.cli import uploads as command
+    """Compare two checkpoints: keys, shapes, dtypes, and on demand values. Status 1 if they differ."""
+    from ckpt_cloud.cli import diff as command
 
-    command.run(root, older_than_hours=older_than, abort=abort, as_json=json)
+    with _suggesting(first), _suggesting(second):
+        command.run(first, second, values=values, as_json=json)
+
+
+@app.command(epilog="Example: ckpt-cloud cp s3://bucket/run/step-100 gs://other/run/step-100")
+def cp(
+    source: Url,
+    target: Annotated[str, typer.Argument(help="URL of the copy, where nothing is yet.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at TARGET.")] = False,
+    read_back: Annotated[bool, typer.Option("--read-back", help="Read and check the copy before it counts.")] = False,
+    json: Json = False,
+) -> None:
+    """Copy a checkpoint, to another bucket or cloud too: verified on the way, in fixed memory, committed last."""
+    from ckpt_cloud.cli import cp as command
+
+    with _suggesting(source):
+        command.run(source, target, overwrite=overwrite, read_back=read_back, as_json=json)
+
+
+@app.command(epilog="Example: ckpt-cloud rm s3://bucket/run/step-100")
+def rm(
+    urls: Annotated[list[str], typer.Argument(help="URLs of checkpoints.")],
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Delete checkpoints: first their visibility, then their data. Shows them and asks."""
+    from ckpt_cloud.cli import rm as command
+
+    with _suggesting(urls[0]):
+        command.run(urls, yes=yes, as_json=json)
 
 
 @app.command(epilog="Example: ckpt-cloud gc s3://bucket/run --delete")
 def gc(
     root: Annotated[str, typer.Argument(help="URL at or below which to look.")],
-    older_than: Annotated[float, typer.Option(min=0, metavar="HOURS", help="Leave younger ones alone.")] = 24,
+    older_than: Hours = 24,
     delete: Annotated[bool, typer.Option("--delete", help="Delete it.")] = False,
+    yes: Yes = False,
     json: Json = False,
 ) -> None:
     """List what no checkpoint under ROOT needs, of dead saves and replaced checkpoints; --delete removes it.
 
-    Safe beside running saves and loads.
+    Safe beside running saves and loads. Asks before it deletes.
     """
     from ckpt_cloud.cli import gc as command
 
-    command.run(root, older_than_hours=older_than, delete=delete, as_json=json)
+    command.run(root, older_than_hours=older_than, delete=delete, yes=yes, as_json=json)
 
 
-@app.command(epilog="Example: ckpt-cloud rm s3://bucket/run/step-100")
-def rm(
-    url: Annotated[str, typer.Argument(help="URL of a checkpoint.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+@app.command(epilog="Example: ckpt-cloud uploads s3://bucket/run --older-than 24 --abort")
+def uploads(
+    root: Annotated[str, typer.Argument(help="URL under which to look.")],
+    older_than: Hours = 24,
+    abort: Annotated[bool, typer.Option("--abort", help="Abort them.")] = False,
+    yes: Yes = False,
+    json: Json = False,
 ) -> None:
-    """Delete a checkpoint: first its visibility, then its data."""
-    from ckpt_cloud.collector import delete
+    """List unfinished multipart uploads under ROOT, which no listing shows and which are billed; --abort ends them."""
+    from ckpt_cloud.cli import uploads as command
 
-    if not yes:
-        typer.confirm(f"Delete {url}?", abort=True, err=True)
-    delete(url)
+    command.run(root, older_than_hours=older_than, abort=abort, yes=yes, as_json=json)
 
 
 @app.command(epilog="Example: ckpt-cloud resolve s3://bucket/run/step-100")
@@ -120,12 +165,37 @@ def resolve(
 
     Saves to URL that began before now and have not committed are given up.
     """
-    import msgspec
+    from ckpt_cloud.cli import resolve as command
 
-    from ckpt_cloud.collector import resolve as settle
+    command.run(url, as_json=json)
 
-    info = settle(url)
-    print(msgspec.json.format(msgspec.json.encode(info)).decode() if json else f"{info.state} {info.attempt}")
+
+@app.command(epilog="Example: ckpt-cloud doctor s3://bucket/run")
+def doctor(
+    url: Annotated[str, typer.Argument(help="URL under which checkpoints are to lie.")],
+    size: Annotated[int, typer.Option(min=0, metavar="MIB", help="To move for the measurement; 0 for none.")] = 64,
+    json: Json = False,
+) -> None:
+    """Try out a place: is it reached, which permissions are there, are conditional writes kept, how fast is it.
+
+    Writes throw-away objects below data/ and deletes them.
+    """
+    from ckpt_cloud.cli import doctor as command
+
+    command.run(url, size_mib=size, as_json=json)
+
+
+@app.command(epilog="Example: ckpt-cloud bench s3://bucket/bench --size 1024")
+def bench(
+    root: Annotated[str, typer.Argument(help="URL below which to save, and to delete it again.")],
+    size: Annotated[int, typer.Option(min=1, metavar="MIB", help="Of the state.")] = 256,
+    tensors: Annotated[int, typer.Option(min=1, help="That make up the state.")] = 16,
+    json: Json = False,
+) -> None:
+    """Save, load and compare a state of random numbers, and print how fast that was."""
+    from ckpt_cloud.cli import bench as command
+
+    command.run(root, size_mib=size, tensors=tensors, as_json=json)
 
 
 @app.command(epilog="Example: ckpt-cloud verify s3://bucket/run/step-100 --deep")

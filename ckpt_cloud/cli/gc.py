@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import timedelta
 
-import msgspec
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from ckpt_cloud.collector import gc
+from ckpt_cloud.cli.ending import confirm, interruptible
+from ckpt_cloud.cli.output import console, note, print_json
+from ckpt_cloud.collector import Collected, gc
 
 _SHOWN = 50
 
 
-def run(root: str, *, older_than_hours: float, delete: bool, as_json: bool) -> None:
-    """Prints what no checkpoint under `root` needs, and deletes it if asked to."""
-    collected = gc(root, older_than=timedelta(hours=older_than_hours), dry_run=not delete)
-    for url, reason in collected.skipped:
-        print(f"skipped {url}: {reason}", file=sys.stderr)
+def run(root: str, *, older_than_hours: float, delete: bool, yes: bool, as_json: bool) -> None:
+    """Prints what no checkpoint under `root` needs; deletes it if asked to, and if the user agrees."""
+    age = timedelta(hours=older_than_hours)
+    found = gc(root, older_than=age, dry_run=True)
+    for url, reason in found.skipped:
+        note(f"skipped {url}: {reason}")
+    if not delete:
+        _print(found, as_json=as_json, said="--delete would delete")
+        return
+    if not as_json:
+        _print(found, as_json=False, said="To be deleted:")
+    if found.objects or found.uploads:
+        confirm("Delete them?", yes=yes)
+        with interruptible("every checkpoint is whole, a part of the garbage is gone; run it again to finish"):
+            found = gc(root, older_than=age)
     if as_json:
-        print(msgspec.json.format(msgspec.json.encode(collected)).decode())
+        print_json(found)
+    else:
+        console.print(f"Deleted {_counted(found)}.")
+
+
+def _print(found: Collected, *, as_json: bool, said: str) -> None:
+    if as_json:
+        print_json(found)
         return
     table = Table("object", "size", box=None)
-    for garbage in collected.objects[:_SHOWN]:
+    for garbage in found.objects[:_SHOWN]:
         table.add_row(garbage.key, decimal(garbage.size_bytes))
-    if len(collected.objects) > _SHOWN:
-        table.add_row(f"... and {len(collected.objects) - _SHOWN} more", "")
-    console = Console()
+    if len(found.objects) > _SHOWN:
+        table.add_row(f"... and {len(found.objects) - _SHOWN} more", "")
     console.print(table)
-    said = "Deleted" if delete else "--delete would delete"
-    found = f"{len(collected.objects)} object(s), {decimal(collected.size_bytes)}"
-    console.print(f"{said} {found}, and {len(collected.uploads)} unfinished upload(s).", highlight=False)
+    console.print(f"{said} {_counted(found)}.")
+
+
+def _counted(found: Collected) -> str:
+    size = decimal(found.size_bytes)
+    return f"{len(found.objects)} object(s), {size}, and {len(found.uploads)} unfinished upload(s)"

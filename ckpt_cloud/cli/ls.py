@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
-import msgspec
-from rich.console import Console
+import typer
 from rich.table import Table
 
 from ckpt_cloud.catalog import CheckpointInfo, list_checkpoints
+from ckpt_cloud.cli.ending import NOTHING
+from ckpt_cloud.cli.nearby import near
+from ckpt_cloud.cli.output import console, note, print_json, utc
+from ckpt_cloud.stores import parse_url
 
 
 def run(root: str, *, as_json: bool) -> None:
     """Prints the checkpoints under `root`, oldest first."""
     found = list_checkpoints(root)
     if as_json:
-        print(msgspec.json.format(msgspec.json.encode(found)).decode())
-        return
-    table = Table("name", "state", "saved (UTC)", box=None)
-    for info in found:
-        table.add_row(info.name, info.state, _time(info))
-    Console().print(table)
+        print_json(found)
+    elif found:
+        table = Table("name", "state", "saved (UTC)", "metrics", box=None)
+        for info in found:
+            table.add_row(info.name, info.state, utc(info.saved_unix_s), _metrics(info))
+        console.print(table)
+    if not found:
+        likely = near(parse_url(root))
+        note(f"no checkpoints under {root}" + (f"; did you mean {' or '.join(likely)}?" if likely else ""))
+        raise typer.Exit(NOTHING)
 
 
-def _time(info: CheckpointInfo) -> str:
-    return datetime.fromtimestamp(info.saved_unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S") if info.attempt else ""
+def _metrics(info: CheckpointInfo) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in info.metrics.items())

@@ -2,60 +2,124 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
+from pathlib import Path
 
-import msgspec
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
+from rich.tree import Tree
 
-from ckpt_cloud import bridge, commit
-from ckpt_cloud.format import manifest as manifests
-from ckpt_cloud.format.dtypes import SIZES
-from ckpt_cloud.format.manifest import ItemEntry, Manifest, TensorEntry
-from ckpt_cloud.options import StoreOptions
-from ckpt_cloud.stores import open_store, parse_url
+from ckpt_cloud.cli.contents import Contents, item_bytes, read, shape_text, tensor_bytes
+from ckpt_cloud.cli.output import console, note, print_json, utc
+from ckpt_cloud.errors import InvalidOption
+
+_OBJECTS_SHOWN = 20
+
+Leaf = tuple[str, int, str]
+"""Name, bytes, and what is said of it."""
 
 
-def run(url: str, *, as_json: bool) -> None:
-    """Prints what the checkpoint at `url` holds."""
-    location = parse_url(url)
-    reference, data = bridge.run(commit.open_manifest(open_store(location, StoreOptions(), first_contact=True)))
-    manifest = manifests.decode(data, reference, location.url)
-    if as_json:
-        print(msgspec.json.format(msgspec.json.encode(_summary(location.url, manifest))).decode())
+def run(url: str, *, as_json: bool, depth: int | None, objects: bool, page: Path | None, traces: list[Path]) -> None:
+    """Prints what the checkpoint at `url` holds, or writes it as a page."""
+    contents = read(url)
+    if page is not None:
+        from ckpt_cloud.cli.picture.page import write
+
+        try:
+            write(contents, page, traces)
+        except OSError as error:
+            raise InvalidOption(f"the page cannot be written: {error}") from None
+        note(f"wrote {page}")
+    elif traces:
+        raise InvalidOption("--trace goes with --html")
+    if page is not None and not as_json:
         return
-    console = Console()
-    console.print(location.url, highlight=False, soft_wrap=True)
-    console.print(f"saved by {manifest.writer}, attempt {manifest.attempt}", highlight=False)
-    table = Table("key", "dtype", "shape", "size", "shards", box=None)
-    for name, tensor in manifest.tensors.items():
-        shape = " × ".join(map(str, tensor.shape)) or "scalar"
-        table.add_row(name, tensor.dtype, shape, decimal(_tensor_bytes(tensor)), str(len(tensor.chunks)))
-    for name, item in manifest.items.items():
-        table.add_row(name, "item", "", decimal(_item_bytes(item)), "")
-    console.print(table)
-    total = sum(entry.size for entry in manifest.objects)
-    console.print(f"{len(manifest.objects)} object(s), {decimal(total)}", highlight=False)
+    if as_json:
+        print_json(summary(contents))
+        return
+    manifest = contents.manifest
+    console.print(contents.location.url)
+    console.print(f"saved {utc(contents.saved_unix_s)} UTC by {manifest.writer}, attempt {manifest.attempt}")
+    for name, noted in (("metrics", contents.metrics), ("metadata", manifest.user_metadata)):
+        if noted:
+            console.print(f"{name}: {', '.join(f'{key}={value}' for key, value in noted.items())}")
+    console.print(_tree(_leaves(contents), depth))
+    if objects:
+        console.print(_objects(contents))
+    console.print(f"{len(manifest.objects)} object(s), {decimal(contents.stored_bytes)}")
 
 
-def _summary(url: str, manifest: Manifest) -> dict[str, object]:
+def summary(contents: Contents) -> dict[str, object]:
+    """For programs."""
+    manifest = contents.manifest
     return {
-        "url": url,
+        "url": contents.location.url,
         "attempt": manifest.attempt,
         "writer": manifest.writer,
+        "saved_unix_s": contents.saved_unix_s,
+        "metrics": contents.metrics,
+        "user_metadata": manifest.user_metadata or {},
         "tensors": {
-            name: {"dtype": t.dtype, "shape": t.shape, "bytes": _tensor_bytes(t), "shards": len(t.chunks)}
+            name: {"dtype": t.dtype, "shape": t.shape, "bytes": tensor_bytes(t), "shards": len(t.chunks)}
             for name, t in manifest.tensors.items()
         },
-        "items": {name: _item_bytes(item) for name, item in manifest.items.items()},
+        "items": {name: item_bytes(item) for name, item in manifest.items.items()},
         "objects": [{"key": entry.key, "bytes": entry.size} for entry in manifest.objects],
     }
 
 
-def _tensor_bytes(tensor: TensorEntry) -> int:
-    return math.prod(tensor.shape) * SIZES.get(tensor.dtype, 1)
+def _leaves(contents: Contents) -> list[Leaf]:
+    manifest = contents.manifest
+    leaves = []
+    for name, tensor in manifest.tensors.items():
+        said = f"{tensor.dtype}  {shape_text(tensor)}"
+        where = len({chunk.object for chunk in tensor.chunks if chunk.object >= 0})
+        shards = f"  {len(tensor.chunks)} shards in {where} objects" if len(tensor.chunks) > 1 else ""
+        leaves.append((name, tensor_bytes(tensor), said + shards))
+    leaves += [(name, item_bytes(item), "item") for name, item in manifest.items.items()]
+    return leaves
 
 
-def _item_bytes(item: ItemEntry) -> int:
-    return item.nbytes if item.inline is None else len(item.inline)
+def _tree(leaves: list[Leaf], depth: int | None) -> Tree:
+    tree = Tree(_row("(all)", sum(size for _, size, _ in leaves), f"{len(leaves)} entries"))
+    _grow(tree, leaves, depth)
+    return tree
+
+
+def _grow(tree: Tree, leaves: list[Leaf], depth: int | None) -> None:
+    if depth is not None and depth < 1:
+        return
+    groups: dict[str, list[Leaf]] = {}
+    for name, size, said in leaves:
+        head, _, rest = name.partition(".")
+        groups.setdefault(head, []).append((rest, size, said))
+    for head, below in groups.items():
+        if len(below) == 1:
+            rest, size, said = below[0]
+            tree.add(_row(f"{head}.{rest}" if rest else head, size, said))
+        else:
+            branch = tree.add(_row(head, sum(size for _, size, _ in below), f"{len(below)} entries"))
+            _grow(branch, below, None if depth is None else depth - 1)
+
+
+def _row(name: str, size: int, said: str) -> Table:
+    row = Table.grid(padding=(0, 2))
+    row.add_row(name or "(itself)", decimal(size), said)
+    return row
+
+
+def _objects(contents: Contents) -> Table:
+    table = Table("object", "size", "tensors", box=None)
+    held: dict[int, int] = {}
+    for number in _stored_in(contents):
+        held[number] = held.get(number, 0) + 1
+    for number, entry in enumerate(contents.manifest.objects[:_OBJECTS_SHOWN]):
+        table.add_row(entry.key, decimal(entry.size), str(held.get(number, 0)))
+    if len(contents.manifest.objects) > _OBJECTS_SHOWN:
+        table.add_row(f"... and {len(contents.manifest.objects) - _OBJECTS_SHOWN} more", "", "")
+    return table
+
+
+def _stored_in(contents: Contents) -> Iterable[int]:
+    for tensor in contents.manifest.tensors.values():
+        yield from {chunk.object for chunk in tensor.chunks}

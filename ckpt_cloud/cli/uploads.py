@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
-import msgspec
-from rich.console import Console
 from rich.table import Table
 
+from ckpt_cloud.cli.ending import confirm, interruptible
+from ckpt_cloud.cli.output import console, print_json, utc
 from ckpt_cloud.uploads import abort_uploads, list_uploads
 
 
-def run(root: str, *, older_than_hours: float, abort: bool, as_json: bool) -> None:
-    """Prints the unfinished uploads under `root`, oldest first, and aborts them if asked to."""
-    act = abort_uploads if abort else list_uploads
-    found = act(root, older_than=timedelta(hours=older_than_hours))
+def run(root: str, *, older_than_hours: float, abort: bool, yes: bool, as_json: bool) -> None:
+    """Prints the unfinished uploads under `root`, oldest first; aborts them if asked to, and if the user agrees."""
+    age = timedelta(hours=older_than_hours)
+    found = list_uploads(root, older_than=age)
+    if not as_json:
+        table = Table("key", "begun (UTC)", "upload", box=None)
+        for upload in found:
+            table.add_row(upload.key, utc(upload.started_unix_s), upload.id)
+        console.print(table)
+    if abort and found:
+        confirm(f"Abort {len(found)} upload(s)?", yes=yes)
+        with interruptible("some uploads are aborted; run it again to finish"):
+            found = abort_uploads(root, older_than=age)
     if as_json:
-        print(msgspec.json.format(msgspec.json.encode(found)).decode())
-        return
-    table = Table("key", "begun (UTC)", "upload", box=None)
-    for upload in found:
-        begun = datetime.fromtimestamp(upload.started_unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        table.add_row(upload.key, begun, upload.id)
-    console = Console()
-    console.print(table)
-    said = "Aborted" if abort else "--abort would abort"
-    console.print(f"{said} {len(found)} unfinished upload(s).", highlight=False)
+        print_json(found)
+    else:
+        said = "Aborted" if abort else "--abort would abort"
+        console.print(f"{said} {len(found)} unfinished upload(s).")

@@ -106,6 +106,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         storage_meta: DCP's `StorageMeta`: checkpoint id, save id, modules.
         ranks: how many ranks saved beside each other without coordination, each a checkpoint of its own; None for the
             one checkpoint of all ranks.
+        user_metadata: what the saver added: tags, a git commit, a configuration; plain JSON values.
     """
 
     attempt: str
@@ -118,6 +119,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     storage_meta: dict[str, Any] | None = None
     dcp_version: str | None = None
     ranks: int | None = None
+    user_metadata: dict[str, Any] | None = None
 
 
 _whole_decoder = msgspec.msgpack.Decoder(Manifest)
@@ -145,6 +147,7 @@ def encode(manifest: Manifest) -> bytes:
         storage_meta=manifest.storage_meta,
         dcp_version=manifest.dcp_version,
         ranks=manifest.ranks,
+        user_metadata=manifest.user_metadata,
     )
     return pages.close(root)
 
@@ -224,6 +227,7 @@ def decode_part(
         tensors={name: _moved(entry, moved) for name, entry in found.items()},
         items={},
         ranks=root.ranks,
+        user_metadata=root.user_metadata,
     )
 
 
@@ -281,6 +285,7 @@ def _paged(data: memoryview, expected: ManifestRef) -> Manifest:
         storage_meta=root.storage_meta,
         dcp_version=root.dcp_version,
         ranks=root.ranks,
+        user_metadata=root.user_metadata,
     )
 
 

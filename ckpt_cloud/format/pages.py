@@ -65,6 +65,7 @@ class Root(msgspec.Struct, frozen=True, kw_only=True):
     storage_meta: dict[str, Any] | None = None
     dcp_version: str | None = None
     ranks: int | None = None
+    user_metadata: dict[str, Any] | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()

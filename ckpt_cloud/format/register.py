@@ -56,6 +56,8 @@ class Register(msgspec.Struct, frozen=True, omit_defaults=False):
         manifest: set when committed.
         flags: features that a reader must know.
         signature: of what the register says of the manifest (`ckpt_cloud.signing`); left out where there is none.
+        metrics: numbers that the saver gave, such as a loss; here so that the best of many checkpoints is found
+            without their manifests. Left out where there are none.
     """
 
     state: Literal["committed", "aborted", "deleted"]
@@ -66,6 +68,7 @@ class Register(msgspec.Struct, frozen=True, omit_defaults=False):
     format: str = FORMAT
     version: int = VERSION
     signature: Signature | msgspec.UnsetType = msgspec.UNSET
+    metrics: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
 
 
 _encoder = msgspec.json.Encoder()

@@ -62,6 +62,27 @@ class BesideS3:
         if aws_errors.is_no_listing(answer):
             raise web_page(200, "list", self._location.url)
 
+    async def days_to_abort(self) -> int | None:
+        """Days after which a lifecycle rule ends unfinished uploads below this location; None without such a rule."""
+        return await in_thread(self._days_to_abort)
+
+    def _days_to_abort(self) -> int | None:
+        with translated("read lifecycle rules", self._location.url):
+            try:
+                answer = self._client().get_bucket_lifecycle_configuration(Bucket=self._location.bucket)
+            except botocore.exceptions.ClientError as error:
+                if error.response.get("Error", {}).get("Code") == "NoSuchLifecycleConfiguration":
+                    return None
+                raise
+        days = [
+            rule["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"]
+            for rule in answer.get("Rules", [])
+            if rule.get("Status") == "Enabled"
+            and "AbortIncompleteMultipartUpload" in rule
+            and self._location.path.startswith(_prefix_of(rule))
+        ]
+        return min(days) if days else None
+
     async def region(self) -> str | None:
         """HeadBucket, whose answer names the bucket's region even where it is a refusal."""
         return await in_thread(self._region)
@@ -117,3 +138,11 @@ class BesideS3:
             endpoint_url=self._endpoint,
             config=Config(**config),
         )
+
+
+def _prefix_of(rule: dict[str, Any]) -> str:
+    """Below which a lifecycle rule applies; one with further conditions is taken for one that applies nowhere."""
+    filtered = rule.get("Filter", {})
+    if set(filtered) - {"Prefix"}:
+        return "\0"
+    return str(filtered.get("Prefix", rule.get("Prefix", "")))

@@ -12,6 +12,7 @@ from typing import TypeVar
 import tenacity
 
 from ckpt_cloud.errors import StoreUnavailable, Throttled
+from ckpt_cloud.events import count_retry
 from ckpt_cloud.options import RetryOptions, StoreOptions
 from ckpt_cloud.stores.base import ANY, Buffer, Condition, ObjectInfo, ObjectStore, Source, UnfinishedUpload
 from ckpt_cloud.stores.capabilities import Capabilities
@@ -52,7 +53,7 @@ class PacedStore:
 
     async def put_multipart(self, key: str, source: Source, *, part_size: int, concurrency: int) -> str | None:
         async def once() -> str | None:
-            with PartsInFlight(source, part_size, self.pace) as parts:
+            with PartsInFlight(source, part_size, self.pace, key) as parts:
                 return await self._store.put_multipart(key, parts.stream, part_size=part_size, concurrency=concurrency)
 
         return await self._retried(once)
@@ -110,6 +111,7 @@ def _retrying(retry: RetryOptions, deadline_s: float) -> tenacity.AsyncRetrying:
         retry=tenacity.retry_if_exception_type((StoreUnavailable, Throttled)),
         stop=tenacity.stop_after_attempt(retry.max_retries + 1) | FailingFor(deadline_s),
         wait=tenacity.wait_random_exponential(_FIRST_PAUSE_S, retry.max_backoff_s),
+        before_sleep=lambda _: count_retry(),
         reraise=True,
     )
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import weakref
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Self
 
+from ckpt_cloud import events
 from ckpt_cloud.errors import Throttled
 from ckpt_cloud.stores.base import Buffer, Source
 from ckpt_cloud.stores.pace import Pace, Pass
@@ -20,8 +22,10 @@ class PartsInFlight:
     byte is handed over until the engine has let go of its last buffer, which it does once the part is stored.
     """
 
-    def __init__(self, source: Source, part_size: int, pace: Pace) -> None:
+    def __init__(self, source: Source, part_size: int, pace: Pace, key: str = "") -> None:
         self._source = source
+        self._key = key
+        self._recorder = events.current()
         self._part_size = part_size
         self._pace = pace
         self._loop = asyncio.get_running_loop()
@@ -88,6 +92,8 @@ class PartsInFlight:
         if part in self._flying:
             self._pace.answered()
             self._over(part)
+            if self._recorder is not None:
+                self._recorder.ended("up", self._key, self._part_size - part.room, part.began_unix_s)
 
     def _over(self, part: _Part) -> None:
         self._flying.remove(part)
@@ -97,10 +103,11 @@ class PartsInFlight:
 class _Part:
     """A part under way, and bytes that it has room for; compared by identity."""
 
-    __slots__ = ("room",)
+    __slots__ = ("began_unix_s", "room")
 
     def __init__(self, room: int) -> None:
         self.room = room
+        self.began_unix_s = time.time()
 
 
 def _flat(buffer: Buffer) -> memoryview:

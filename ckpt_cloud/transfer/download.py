@@ -6,6 +6,7 @@ Fetch ─► where its bytes go: destinations, a buffer for the rest ─► budg
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -131,8 +132,10 @@ class _Download:
         entry = self.objects[fetch.object]
         self.recorder.moved("down", entry.key, fetch.end - fetch.start)
         where = f"{self.store.url}/{entry.key}"
+        began_unix_s = time.time()
         try:
             await self.store.get_range_into(entry.key, fetch.start, fetch.end, target.views)
+            self.recorder.ended("down", entry.key, fetch.end - fetch.start, began_unix_s)
         except NotFound:
             hint = "the checkpoint was deleted meanwhile, or a lifecycle rule or another tool removed the object"
             raise MissingObject("a data object of the checkpoint is gone", where, hint) from None

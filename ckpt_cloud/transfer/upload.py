@@ -6,6 +6,7 @@ PackPlan ─► parts ─► request ─► worker: views or a staged copy, CRC3
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -99,6 +100,7 @@ class _Upload:
     recorder: Recorder
 
     async def pack(self, key: str, plan: PackPlan) -> ObjectEntry:
+        began_unix_s = time.time()
         sums = self._sums()
         if plan.size <= plan.part_size:
             version = await self._put(key, plan, sums)
@@ -114,6 +116,7 @@ class _Upload:
             version = await self.store.put_multipart(key, source, part_size=plan.part_size, concurrency=lanes)
             sums = begun[-1]
         self.recorder.report.objects += 1
+        self.recorder.stored(key, plan.size, began_unix_s)
         return ObjectEntry(key, plan.size, self.options.block_size, sums.finish(), version, sums.digests)
 
     def _sums(self) -> BlockSums:

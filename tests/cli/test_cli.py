@@ -29,7 +29,9 @@ def root(tmp_path_factory):
 
 def command(*args: object) -> subprocess.CompletedProcess[str]:
     code = "from ckpt_cloud.cli import main; import sys; main()"
-    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, check=False, input=""
+    )
 
 
 def test_ls_shows_every_checkpoint_with_its_state(root):
@@ -116,7 +118,9 @@ def test_gc_tells_first_and_deletes_when_told(tmp_path):
     told = command("gc", tmp_path, "--older-than", "0")
     assert "--delete would delete 2 object(s)" in told.stdout
     assert len(list(tmp_path.glob("it/data/*/*"))) == 4
-    assert "Deleted 2 object(s)" in command("gc", tmp_path, "--older-than", "0", "--delete").stdout
+    assert command("gc", tmp_path, "--older-than", "0", "--delete").returncode == 1, "it asks"
+    assert len(list(tmp_path.glob("it/data/*/*"))) == 4
+    assert "Deleted 2 object(s)" in command("gc", tmp_path, "--older-than", "0", "--delete", "--yes").stdout
     assert len(list(tmp_path.glob("it/data/*/*"))) == 2
     collected = json.loads(command("gc", tmp_path, "--older-than", "0", "--json").stdout)
     assert (collected["dry_run"], collected["objects"]) == (True, [])

@@ -15,6 +15,8 @@ import crc32c
 
 _XML = '<?xml version="1.0" encoding="UTF-8"?>\n'
 
+PAGE = 1000
+
 
 @dataclass
 class Request:
@@ -67,7 +69,7 @@ class Dialect:
             deleted = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
             return self._xml("DeleteResult", deleted)
         prefix, delimiter = request.query.get("prefix", ""), request.query.get("delimiter")
-        contents, folders = "", set()
+        contents, folders = [], set()
         for name, (data, e_tag, _) in sorted(self.objects.items()):
             bucket, _, key = name.partition("/")
             if bucket != request.bucket or not key.startswith(prefix):
@@ -75,14 +77,20 @@ class Dialect:
             if delimiter and delimiter in key[len(prefix) :]:
                 folders.add(prefix + key[len(prefix) :].partition(delimiter)[0] + delimiter)
                 continue
-            contents += (
+            contents.append(
                 f"<Contents><Key>{escape(key)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
                 f"<ETag>{escape(e_tag)}</ETag><Size>{len(data)}</Size></Contents>"
             )
-        common = "".join(f"<CommonPrefixes><Prefix>{escape(f)}</Prefix></CommonPrefixes>" for f in sorted(folders))
-        return self._xml(
-            "ListBucketResult", f"<Name>{request.bucket}</Name><IsTruncated>false</IsTruncated>{contents}{common}"
-        )
+        common = [f"<CommonPrefixes><Prefix>{escape(f)}</Prefix></CommonPrefixes>" for f in sorted(folders)]
+        return self._page(request, [*contents, *common])
+
+    def _page(self, request, entries):
+        """S3 gives 1000 entries at a time."""
+        first = int(request.query.get("continuation-token", "0"))
+        rest = len(entries) - first - PAGE
+        more = f"<NextContinuationToken>{first + PAGE}</NextContinuationToken>" if rest > 0 else ""
+        said = f"<Name>{request.bucket}</Name><IsTruncated>{'true' if more else 'false'}</IsTruncated>{more}"
+        return self._xml("ListBucketResult", said + "".join(entries[first : first + PAGE]))
 
     def _put(self, request):
         wrong = _wrong_checksum(request)

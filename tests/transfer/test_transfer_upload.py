@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ckpt_cloud.errors import StoreUnavailable
-from ckpt_cloud.events import BytesMoved, Recorder
+from ckpt_cloud.events import BytesMoved, PartEnded, Recorder
 from ckpt_cloud.format.checksum import first_bad_block, unpack_sums
 from ckpt_cloud.format.layout import pack_key
 from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
@@ -177,8 +177,9 @@ async def test_the_report_counts_every_request_and_byte(store, small_options):
     stored = sum(map(len, store.objects.values()))
     parts = sum(-(-plan.size // 500) for _, plan in packs)
     assert (recorder.report.bytes_moved, recorder.report.requests, recorder.report.objects) == (stored, parts, 3)
-    assert {type(event) for event in events} == {BytesMoved}
-    assert sum(event.size_bytes for event in events) == stored
+    assert {type(event) for event in events} == {BytesMoved, PartEnded}
+    for kind in (BytesMoved, PartEnded):
+        assert sum(event.size_bytes for event in events if isinstance(event, kind)) == stored
     assert {event.direction for event in events} == {"up"}
 
 

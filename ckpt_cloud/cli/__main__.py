@@ -1,0 +1,7 @@
+"""`python -m ckpt_cloud.cli`."""
+
+from __future__ import annotations
+
+from ckpt_cloud.cli.app import main
+
+main()

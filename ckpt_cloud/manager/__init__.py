@@ -1,0 +1,1 @@
+"""Many checkpoints of one training run: steps under a root, which to keep, the newest to resume from."""
