@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ckpt_cloud.catalog import CheckpointInfo, latest, list_checkpoints
     from ckpt_cloud.collector import Collected, Garbage, delete, gc, resolve
     from ckpt_cloud.events import BytesMoved, PhaseEnded, Report
+    from ckpt_cloud.interop.lazy import Checkpoint, TensorSlice, open  # noqa: A004 - only as ckpt_cloud.open
+    from ckpt_cloud.interop.reader import ForeignReader
     from ckpt_cloud.options import CommitOptions, RetryOptions, StoreOptions, TransferOptions
     from ckpt_cloud.reader import ObjectStoreReader
     from ckpt_cloud.stores.base import UnfinishedUpload
@@ -24,9 +26,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BytesMoved": "events",
+    "Checkpoint": "interop.lazy",
     "CheckpointInfo": "catalog",
     "Collected": "collector",
     "CommitOptions": "options",
+    "ForeignReader": "interop.reader",
     "Garbage": "collector",
     "ObjectStoreReader": "reader",
     "ObjectStoreWriter": "writer",
@@ -34,6 +38,7 @@ _HOMES = {
     "Report": "events",
     "RetryOptions": "options",
     "StoreOptions": "options",
+    "TensorSlice": "interop.lazy",
     "TransferOptions": "options",
     "UnfinishedUpload": "stores.base",
     "abort_uploads": "uploads",
@@ -44,16 +49,19 @@ _HOMES = {
     "list_checkpoints": "catalog",
     "list_uploads": "uploads",
     "load": "api",
+    "open": "interop.lazy",
     "resolve": "collector",
     "save": "api",
 }
 
 __all__ = [
     "BytesMoved",
+    "Checkpoint",
     "CheckpointInfo",
     "CkptCloudError",
     "Collected",
     "CommitOptions",
+    "ForeignReader",
     "Garbage",
     "ObjectStoreReader",
     "ObjectStoreWriter",
@@ -61,6 +69,7 @@ __all__ = [
     "Report",
     "RetryOptions",
     "StoreOptions",
+    "TensorSlice",
     "TransferOptions",
     "UnfinishedUpload",
     "__version__",
@@ -72,6 +81,7 @@ __all__ = [
     "list_checkpoints",
     "list_uploads",
     "load",
+    "open",
     "resolve",
     "save",
 ]

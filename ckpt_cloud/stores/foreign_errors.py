@@ -57,6 +57,9 @@ _RENEW_HINT = (
     "set or renew them: AWS_PROFILE, AWS_ACCESS_KEY_ID or aws sso login; AZURE_STORAGE_CONNECTION_STRING, "
     "AZURE_STORAGE_* or az login; GOOGLE_APPLICATION_CREDENTIALS or gcloud auth application-default login"
 )
+_NOT_A_DIRECTORY = "Not a directory (os error 20)"
+_READS = ("head", "get", "read")
+"""For which a file where a directory should be means that there is no such object."""
 _REGION_HINT = "set AWS_REGION or region= to the bucket's region"
 
 BY_CODE: dict[str, tuple[type[CkptCloudError], str, str]] = {
@@ -140,6 +143,8 @@ def translate(error: BaseException, operation: str, url: str) -> CkptCloudError:
         return MissingCredentials(f"{operation}: the credentials cannot be had", url, _RENEW_HINT)
     if _CERTIFICATE.search(text):
         return untrusted(operation, url)
+    if _NOT_A_DIRECTORY in text and operation in _READS:
+        return NotFound(f"{operation}: no such object", url)
     for theirs, kind, message, hint in _BY_TYPE:
         if isinstance(error, theirs):
             return kind(f"{operation}: {message}", url, hint)
