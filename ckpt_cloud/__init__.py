@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ckpt_cloud.catalog import CheckpointInfo, latest, list_checkpoints
     from ckpt_cloud.collector import Collected, Garbage, delete, gc, resolve
     from ckpt_cloud.events import BytesMoved, PhaseEnded, Report
+    from ckpt_cloud.interop.convert import Converted, convert
     from ckpt_cloud.interop.lazy import Checkpoint, TensorSlice, open  # noqa: A004 - only as ckpt_cloud.open
     from ckpt_cloud.interop.reader import ForeignReader
     from ckpt_cloud.options import CommitOptions, RetryOptions, StoreOptions, TransferOptions
@@ -30,6 +31,7 @@ _HOMES = {
     "CheckpointInfo": "catalog",
     "Collected": "collector",
     "CommitOptions": "options",
+    "Converted": "interop.convert",
     "ForeignReader": "interop.reader",
     "Garbage": "collector",
     "ObjectStoreReader": "reader",
@@ -43,6 +45,7 @@ _HOMES = {
     "UnfinishedUpload": "stores.base",
     "abort_uploads": "uploads",
     "async_save": "api",
+    "convert": "interop.convert",
     "delete": "collector",
     "gc": "collector",
     "latest": "catalog",
@@ -61,6 +64,7 @@ __all__ = [
     "CkptCloudError",
     "Collected",
     "CommitOptions",
+    "Converted",
     "ForeignReader",
     "Garbage",
     "ObjectStoreReader",
@@ -75,6 +79,7 @@ __all__ = [
     "__version__",
     "abort_uploads",
     "async_save",
+    "convert",
     "delete",
     "gc",
     "latest",

@@ -20,7 +20,7 @@ from torch.futures import Future
 from ckpt_cloud import bridge
 from ckpt_cloud.errors import CheckpointChanged, CheckpointNotFound, CkptCloudError
 from ckpt_cloud.events import Listener, Recorder, Report
-from ckpt_cloud.interop.contents import Contents
+from ckpt_cloud.interop.contents import Box, Contents
 from ckpt_cloud.interop.detect import find
 from ckpt_cloud.interop.fetch import Fetcher
 from ckpt_cloud.interop.quantized import Dequantizer
@@ -76,6 +76,7 @@ class ForeignReader(StorageReader):
         # What follows changes: the URL with every reset, the rest with every load.
         self._url = url
         self._contents: Contents | None = None
+        self._located: dict[Box, Box] = {}
         self._error: CkptCloudError | None = None
         self._recorder = Recorder(on_event)
         if url is not None:
@@ -86,7 +87,14 @@ class ForeignReader(StorageReader):
 
     def __getstate__(self) -> dict[str, Any]:
         recorder = Recorder()
-        return {**self.__dict__, "_contents": None, "_error": None, "_on_event": None, "_recorder": recorder}
+        return {
+            **self.__dict__,
+            "_contents": None,
+            "_located": {},
+            "_error": None,
+            "_on_event": None,
+            "_recorder": recorder,
+        }
 
     @property
     def checkpoint_id(self) -> str | None:
@@ -151,6 +159,7 @@ class ForeignReader(StorageReader):
         with self._recorder.phase("open"):
             contents = self._contents if self._contents is not None and rank is None else self._find(rank)
             self._contents = contents
+            self._located = {}
             metadata = contents.to_dcp()
             if self._dequantizer is not None:
                 self._dequantizer.adapt(contents, metadata)
@@ -188,7 +197,7 @@ class ForeignReader(StorageReader):
         """
         contents = self._current()
         with self._recorder.phase("read"):
-            reads = Reads(contents, planner, self._dequantizer, self._undo)
+            reads = Reads(contents, planner, self._dequantizer, self._undo, self._located)
             reads.add(plan.items)
             reads.check_dtypes(cast=self._cast)
             self._recorder.report.bytes_needed += reads.total_bytes

@@ -58,9 +58,21 @@ class Part:
 
 
 class Reads:
-    """What a plan asks for, sorted by how it is stored."""
+    """What a plan asks for, sorted by how it is stored.
 
-    def __init__(self, contents: Contents, planner: LoadPlanner, dequantizer: Dequantizer | None, undo: Undo) -> None:
+    Args:
+        located: where boxes were found to lie, kept between plans.
+    """
+
+    def __init__(
+        self,
+        contents: Contents,
+        planner: LoadPlanner,
+        dequantizer: Dequantizer | None,
+        undo: Undo,
+        located: dict[Box, Box],
+    ) -> None:
+        self._located = located
         self._contents = contents
         self._planner = planner
         self._dequantizer = dequantizer
@@ -121,12 +133,12 @@ class Reads:
         groups: dict[Box, list[Part]] = {}
         for part in self._parts:
             groups.setdefault(part.stored, []).append(part)
-        located: dict[Box, Box] = {}
-        await fetcher.spans([self._look(box, parts[0], located) for box, parts in groups.items() if _must_look(box)])
+        unknown = [box for box in groups if box not in self._located and _must_look(box)]
+        await fetcher.spans([self._look(box, groups[box][0]) for box in unknown])
         ranged: list[Part] = []
         whole: list[tuple[Box, list[Part]]] = []
         for stored, parts in groups.items():
-            box = located.get(stored, stored)
+            box = self._located.get(stored, stored)
             if box.encoding is Encoding.PLAIN and not box.strides:
                 ranged += [dataclasses.replace(part, stored=box) for part in parts]
             else:
@@ -147,7 +159,7 @@ class Reads:
         for (request, _), value in zip(self._items, values, strict=True):
             self._planner.load_bytes(request, io.BytesIO(value))
 
-    def _look(self, box: Box, part: Part, located: dict[Box, Box]) -> Span:
+    def _look(self, box: Box, part: Part) -> Span:
         """Reads the beginning of what is stored, which tells where the tensor's bytes are."""
         file = self._contents.file_of(box)
         if box.encoding is Encoding.MEMBER:
@@ -155,14 +167,16 @@ class Reads:
 
             def take(head: memoryview) -> None:
                 start = box.start + data_start(head, self._contents.where(box.file)) + box.inner
-                located[box] = dataclasses.replace(box, start=start, encoding=Encoding.PLAIN)
+                self._located[box] = dataclasses.replace(box, start=start, encoding=Encoding.PLAIN)
         else:
             end = box.start + min(box.nbytes, HEAD_BYTES)
 
             def take(head: memoryview) -> None:
                 start = plain_start(head, box, part.dtype)
-                if start is not None:
-                    located[box] = dataclasses.replace(box, start=box.start + start, encoding=Encoding.PLAIN)
+                if start is None:
+                    self._located[box] = box
+                else:
+                    self._located[box] = dataclasses.replace(box, start=box.start + start, encoding=Encoding.PLAIN)
 
         return Span(box.file, box.start, end, take)
 

@@ -15,7 +15,7 @@ from ckpt_cloud.interop.pickles import load
 from ckpt_cloud.planning.slices import Ints
 from ckpt_cloud.tensors import dtype_of
 
-_STORAGES = {
+STORAGES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
     "HalfStorage": "float16",
@@ -78,7 +78,7 @@ def _names(where: str) -> Mapping[tuple[str, str], Any]:
     names: dict[tuple[str, str], Any] = {
         ("torch", name): getattr(torch, name) for name in SIZES if hasattr(torch, name)
     }
-    names |= {("torch", storage): dtype for storage, dtype in _STORAGES.items()}
+    names |= {("torch", storage): dtype for storage, dtype in STORAGES.items()}
     names["torch.storage", "UntypedStorage"] = names["torch", "UntypedStorage"] = _UNTYPED
     names["torch._utils", "_rebuild_tensor_v2"] = rebuild
     names["torch._utils", "_rebuild_tensor"] = rebuild
