@@ -49,7 +49,8 @@ DTYPES: dict[str, torch.dtype] = {
     "F8_E8M0": torch.float8_e8m0fnu,
 }
 """Element types whose elements are whole bytes."""
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NAMES = {dtype: name for name, dtype in DTYPES.items() if name != "F8_E8M0"}
+"""For writing: the one that is left out is not known to safetensors 0.8's own loader for torch."""
 
 _FIRST_READ = 256 << 10
 """Most headers are shorter, so that one request is enough."""

@@ -18,7 +18,7 @@ def make_state():
         "scalar": torch.tensor(3.5),
         "fp8": torch.randn(64, 64).to(torch.float8_e4m3fn),
         "unsigned": torch.arange(9).to(torch.uint16),
-        "complex": torch.arange(6.0, dtype=torch.complex128) * (1 - 2j),
+        "complex": torch.complex(torch.arange(6.0).double(), -torch.arange(6.0).double()),
         "flags": torch.tensor([True, False, True]),
     }
 
