@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ckpt_cloud.collector import Collected, Garbage, delete, gc, resolve
     from ckpt_cloud.events import BytesMoved, PhaseEnded, Report
     from ckpt_cloud.interop.convert import Converted, convert
+    from ckpt_cloud.interop.hf_writer import HuggingFaceWriter
     from ckpt_cloud.interop.lazy import Checkpoint, TensorSlice, open  # noqa: A004 - only as ckpt_cloud.open
     from ckpt_cloud.interop.reader import ForeignReader
     from ckpt_cloud.options import CommitOptions, RetryOptions, StoreOptions, TransferOptions
@@ -34,6 +35,7 @@ _HOMES = {
     "Converted": "interop.convert",
     "ForeignReader": "interop.reader",
     "Garbage": "collector",
+    "HuggingFaceWriter": "interop.hf_writer",
     "ObjectStoreReader": "reader",
     "ObjectStoreWriter": "writer",
     "PhaseEnded": "events",
@@ -67,6 +69,7 @@ __all__ = [
     "Converted",
     "ForeignReader",
     "Garbage",
+    "HuggingFaceWriter",
     "ObjectStoreReader",
     "ObjectStoreWriter",
     "PhaseEnded",

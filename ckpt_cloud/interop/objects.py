@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ckpt_cloud.events import Recorder
-from ckpt_cloud.interop.pull import Pull, Puller
+from ckpt_cloud.interop.pull import Pull, Pulls
 from ckpt_cloud.options import MIB, TransferOptions
 from ckpt_cloud.planning.slices import Ints, flat_boxes
 from ckpt_cloud.stores import ObjectStore
@@ -79,7 +79,7 @@ class _Window:
 class ObjectUploader:
     """Writes planned objects of tensors that `puller` reads."""
 
-    def __init__(self, store: ObjectStore, puller: Puller, options: TransferOptions, recorder: Recorder) -> None:
+    def __init__(self, store: ObjectStore, puller: Pulls, options: TransferOptions, recorder: Recorder) -> None:
         self._store = store
         self._puller = puller
         self._options = options

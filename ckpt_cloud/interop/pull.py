@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.distributed.checkpoint.metadata import (
@@ -30,6 +30,14 @@ class Pull:
     offsets: Ints
     sizes: Ints
     target: torch.Tensor
+
+
+class Pulls(Protocol):
+    """Fills boxes from wherever the tensors are."""
+
+    def pull(self, pulls: Sequence[Pull]) -> None:
+        """Fills all targets."""
+        ...
 
 
 class Puller:

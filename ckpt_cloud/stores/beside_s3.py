@@ -48,7 +48,7 @@ class BesideS3:
 
     def _check_listing(self) -> None:
         with translated("list", self._location.url):
-            answer = self._client().list_objects_v2(Bucket=self._location.bucket, MaxKeys=1, **self._payer())
+            answer = self.client().list_objects_v2(Bucket=self._location.bucket, MaxKeys=1, **self._payer())
         if aws_errors.is_no_listing(answer):
             raise web_page(200, "list", self._location.url)
 
@@ -58,7 +58,7 @@ class BesideS3:
 
     def _region(self) -> str | None:
         try:
-            answer = self._client().head_bucket(Bucket=self._location.bucket)
+            answer = self.client().head_bucket(Bucket=self._location.bucket)
         except botocore.exceptions.ClientError as error:
             answer = error.response
         except botocore.exceptions.BotoCoreError:
@@ -71,14 +71,14 @@ class BesideS3:
         below = join(root, prefix) if prefix else root
         where = {"Bucket": self._location.bucket, "Prefix": f"{below}/" if below else "", **self._payer()}
         with translated("list uploads", self._location.url):
-            for page in self._client().get_paginator("list_multipart_uploads").paginate(**where):
+            for page in self.client().get_paginator("list_multipart_uploads").paginate(**where):
                 for upload in page.get("Uploads", []):
                     key = upload["Key"].removeprefix(f"{root}/" if root else "")
                     yield UnfinishedUpload(key, upload["UploadId"], upload["Initiated"].timestamp())
 
     def _abort(self, upload: UnfinishedUpload) -> None:
         key = join(self._location.path, upload.key)
-        client = self._client()
+        client = self.client()
         with translated("abort upload", f"{self._location.url}/{upload.key}"):
             try:
                 client.abort_multipart_upload(
@@ -90,7 +90,8 @@ class BesideS3:
     def _payer(self) -> dict[str, str]:
         return {"RequestPayer": "requester"} if self._options.requester_pays else {}
 
-    def _client(self) -> Any:
+    def client(self) -> Any:
+        """A boto3 client for the location, which sends every request once."""
         options = self._options
         virtual = aws.virtual_hosted_style(self._chain, options, self._endpoint)
         config: dict[str, Any] = {
