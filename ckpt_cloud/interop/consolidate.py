@@ -5,7 +5,6 @@ output file ─► spans: literal, copyable ranges of source files, boxes to be 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from ckpt_cloud.options import MIB
 from ckpt_cloud.planning.slices import flat_boxes
 from ckpt_cloud.stores import ObjectStore
 from ckpt_cloud.stores.compose import MAX_COPY_BYTES, MIN_PART_BYTES, Composer, Copied, Part
+from ckpt_cloud.workers import in_waiting_thread
 
 _READ_BYTES = 16 * MIB
 """Of what must be read, in one part."""
@@ -178,7 +178,7 @@ class Consolidation:
             return span
         if isinstance(span, Copied):
             return bytes(await self._store.get_range(span.key, span.start, span.end))
-        return await asyncio.to_thread(self._pull, span)
+        return await in_waiting_thread(self._pull, span)
 
     def _pull(self, flat: Flat) -> bytes:
         whole = torch.empty(flat.end - flat.start, dtype=flat.data.dtype)

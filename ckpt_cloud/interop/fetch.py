@@ -20,8 +20,8 @@ from ckpt_cloud.planning.load import Fetch, Want, plan_fetches
 from ckpt_cloud.stores import ObjectStore
 from ckpt_cloud.tensors import Destination, TensorSink
 from ckpt_cloud.transfer.budget import Budget
-from ckpt_cloud.transfer.structured import all_or_cancel, to_the_end
-from ckpt_cloud.workers import in_thread
+from ckpt_cloud.transfer.structured import all_or_cancel
+from ckpt_cloud.workers import in_thread, to_the_end
 
 
 @dataclass(frozen=True, slots=True)

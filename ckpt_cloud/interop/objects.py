@@ -18,6 +18,7 @@ from ckpt_cloud.interop.pull import Pull, Pulls
 from ckpt_cloud.options import MIB, TransferOptions
 from ckpt_cloud.planning.slices import Ints, flat_boxes
 from ckpt_cloud.stores import ObjectStore
+from ckpt_cloud.workers import in_thread, in_waiting_thread
 
 WINDOW_BYTES = 64 * MIB
 """Read at once; one window is read while the one before it is sent."""
@@ -117,7 +118,7 @@ class ObjectUploader:
             owner, piece = await anext(pieces)
             assert owner == number, "windows follow the segments"
             if segment.done is not None:
-                crc = await asyncio.to_thread(zlib.crc32, piece, crc)
+                crc = await in_thread(zlib.crc32, piece, crc)
             left -= len(piece)
             yield piece
             del piece
@@ -143,7 +144,7 @@ class ObjectUploader:
 
     def _reading(self, plan: ObjectPlan, window: _Window) -> asyncio.Task[torch.Tensor]:
         # A thread of its own: readers are synchronous, and wait for this very loop.
-        return asyncio.create_task(asyncio.to_thread(self._read, plan, window))
+        return asyncio.create_task(in_waiting_thread(self._read, plan, window))
 
     def _read(self, plan: ObjectPlan, window: _Window) -> torch.Tensor:
         buffer = torch.empty(window.size, dtype=torch.uint8)

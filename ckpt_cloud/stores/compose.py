@@ -15,6 +15,7 @@ from ckpt_cloud.stores.aws_errors import translated
 from ckpt_cloud.stores.beside_s3 import BesideS3
 from ckpt_cloud.stores.location import Location
 from ckpt_cloud.stores.resolve import engine_for
+from ckpt_cloud.workers import in_waiting_thread, to_the_end
 
 MIN_PART_BYTES = 5 * MIB
 """Of every part but the last, copied ones too."""
@@ -53,15 +54,15 @@ class Composer:
         where = {"Bucket": self._location.bucket, "Key": join(self._location.path, key)}
         client = self._beside.client()
         with translated("compose", f"{self._location.url}/{key}"):
-            upload = (await asyncio.to_thread(client.create_multipart_upload, **where))["UploadId"]
+            upload = (await _ask(client.create_multipart_upload, **where))["UploadId"]
             try:
                 tags = await self._send(client, {**where, "UploadId": upload}, parts)
                 listed = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, 1)]
                 done = {**where, "UploadId": upload, "MultipartUpload": {"Parts": listed}}
-                await asyncio.to_thread(client.complete_multipart_upload, **done)
+                await _ask(client.complete_multipart_upload, **done)
             except BaseException:
                 with contextlib.suppress(Exception):
-                    await asyncio.to_thread(client.abort_multipart_upload, **where, UploadId=upload)
+                    await _ask(client.abort_multipart_upload, **where, UploadId=upload)
                 raise
 
     async def _send(self, client: Any, where: dict[str, Any], parts: Sequence[Part]) -> list[str]:
@@ -72,16 +73,26 @@ class Composer:
                 told = {**where, "PartNumber": number}
                 if isinstance(part, Copied):
                     return await self._copy(client, told, part)
-                answer = await asyncio.to_thread(client.upload_part, **told, Body=await part())
+                answer = await _ask(client.upload_part, **told, Body=await part())
                 return str(answer["ETag"])
 
-        return list(await asyncio.gather(*(one(number, part) for number, part in enumerate(parts, 1))))
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(number, part)) for number, part in enumerate(parts, 1)]
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [task.result() for task in tasks]
 
     async def _copy(self, client: Any, told: dict[str, Any], part: Copied) -> str:
         source = {"Bucket": self._location.bucket, "Key": join(self._location.path, part.key)}
         span = f"bytes={part.start}-{part.end - 1}"
-        answer = await asyncio.to_thread(client.upload_part_copy, **told, CopySource=source, CopySourceRange=span)
+        answer = await _ask(client.upload_part_copy, **told, CopySource=source, CopySourceRange=span)
         return str(answer["CopyPartResult"]["ETag"])
+
+
+async def _ask(request: Callable[..., Any], **told: Any) -> Any:
+    # To the end even when cancelled: a part that lands after the abort would stay, and be billed.
+    return await to_the_end(in_waiting_thread(lambda: request(**told)))
 
 
 def open_composer(location: Location, options: StoreOptions) -> Composer | None:
