@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint import _extension
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
 from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.format_utils import DynamicMetaLoadPlanner
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
@@ -225,6 +226,14 @@ class TestDcp:
         with pytest.raises(CheckpointChanged, match="replaced"):
             _ = opened["a"]
 
+    def test_what_ranks_wrote_each_on_its_own(self, state, tmp_path):
+        writer = FileSystemWriter(tmp_path / "saved")
+        dcp.save(state, storage_writer=writer, no_dist=True, use_collectives=False)
+        assert (tmp_path / "saved" / "__0.metadata").exists()
+        got = zeros_like(state)
+        dcp.load(got, storage_reader=ForeignReader(f"file://{tmp_path}/saved"), no_dist=True)
+        assert same(got, state)
+
     def test_views_of_one_large_storage(self, tmp_path):
         storage = torch.arange(100_000.0)
         state = {"first": storage[:50_000], "second": storage[50_000:].view(250, 200)}
@@ -406,6 +415,14 @@ class TestTorch:
         got = zeros_like(state)
         ckpt_cloud.load(got, checkpoint_id=f"file://{tmp_path}/x.pt", no_dist=True)
         assert same(got, state)
+
+    def test_dcps_dynamic_planner(self, tmp_path):
+        torch.save({"a": torch.arange(6.0), "n": {"b": torch.ones(3, 2)}}, tmp_path / "x.pt")
+        got = {"a": torch.zeros(6), "n": {"b": torch.zeros(3, 2)}}
+        reader = ForeignReader(f"file://{tmp_path}/x.pt")
+        dcp.load(got, storage_reader=reader, planner=DynamicMetaLoadPlanner(), no_dist=True)
+        assert torch.equal(got["a"], torch.arange(6.0))
+        assert got["n"]["b"].eq(1).all()
 
     def test_a_slice_of_a_view(self, tmp_path):
         storage = torch.arange(100_000.0)
