@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from ckpt_cloud.interop.reader import ForeignReader
     from ckpt_cloud.options import CommitOptions, RetryOptions, StoreOptions, TransferOptions
     from ckpt_cloud.reader import ObjectStoreReader
+    from ckpt_cloud.selection import LoadResult, SelectiveLoadPlanner
     from ckpt_cloud.stores.base import UnfinishedUpload
     from ckpt_cloud.uploads import abort_uploads, list_uploads
+    from ckpt_cloud.verification import Fault, Verification, verify
     from ckpt_cloud.writer import ObjectStoreWriter
 
 _HOMES = {
@@ -33,18 +35,22 @@ _HOMES = {
     "Collected": "collector",
     "CommitOptions": "options",
     "Converted": "interop.convert",
+    "Fault": "verification",
     "ForeignReader": "interop.reader",
     "Garbage": "collector",
     "HuggingFaceWriter": "interop.hf_writer",
+    "LoadResult": "selection",
     "ObjectStoreReader": "reader",
     "ObjectStoreWriter": "writer",
     "PhaseEnded": "events",
     "Report": "events",
     "RetryOptions": "options",
+    "SelectiveLoadPlanner": "selection",
     "StoreOptions": "options",
     "TensorSlice": "interop.lazy",
     "TransferOptions": "options",
     "UnfinishedUpload": "stores.base",
+    "Verification": "verification",
     "abort_uploads": "uploads",
     "async_save": "api",
     "convert": "interop.convert",
@@ -57,6 +63,7 @@ _HOMES = {
     "open": "interop.lazy",
     "resolve": "collector",
     "save": "api",
+    "verify": "verification",
 }
 
 __all__ = [
@@ -67,18 +74,22 @@ __all__ = [
     "Collected",
     "CommitOptions",
     "Converted",
+    "Fault",
     "ForeignReader",
     "Garbage",
     "HuggingFaceWriter",
+    "LoadResult",
     "ObjectStoreReader",
     "ObjectStoreWriter",
     "PhaseEnded",
     "Report",
     "RetryOptions",
+    "SelectiveLoadPlanner",
     "StoreOptions",
     "TensorSlice",
     "TransferOptions",
     "UnfinishedUpload",
+    "Verification",
     "__version__",
     "abort_uploads",
     "async_save",
@@ -92,6 +103,7 @@ __all__ = [
     "open",
     "resolve",
     "save",
+    "verify",
 ]
 
 

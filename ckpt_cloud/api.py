@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlanner, SavePlanner
 from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse
@@ -21,6 +20,7 @@ from ckpt_cloud.errors import (
     CheckpointPerRank,
     CkptCloudError,
     CommitStateUnknown,
+    InvalidOption,
     RankFailed,
     RankLost,
     StateMismatch,
@@ -29,6 +29,7 @@ from ckpt_cloud.interop.any_format import AnyReader, find_any
 from ckpt_cloud.interop.contents import Contents
 from ckpt_cloud.interop.reader import ForeignReader
 from ckpt_cloud.reader import ObjectStoreReader, Opened
+from ckpt_cloud.selection import Keys, LoadResult, Rename, SelectiveLoadPlanner, misfits, mismatch
 from ckpt_cloud.writer import ObjectStoreWriter
 
 StateDict = dict[str, Any]
@@ -120,19 +121,39 @@ def load(
     planner: LoadPlanner | None = None,
     process_group: dist.ProcessGroup | None = None,
     no_dist: bool = False,
-) -> None:
+    keys: Keys | None = None,
+    rename: Rename | None = None,
+    strict: bool | None = None,
+) -> LoadResult:
     """`torch.distributed.checkpoint.load` from an object store, in place.
 
-    Args are DCP's. `checkpoint_id` is the URL; without a `storage_reader` the one for what is there is used, with its
-    defaults: `ObjectStoreReader` for checkpoints of ours, `ForeignReader` for DCP's own, safetensors files and Hugging
-    Face repositories, and `torch.save` files. One rank opens the checkpoint for all.
+    Args are DCP's, and three more. `checkpoint_id` is the URL; without a `storage_reader` the one for what is
+    there is used, with its defaults: `ObjectStoreReader` for checkpoints of ours, `ForeignReader` for DCP's own,
+    safetensors files and Hugging Face repositories, and `torch.save` files. One rank opens the checkpoint for all.
+
+    Args:
+        keys: which keys of the state to load: a name or dotted prefix, several of them, or a predicate; all others
+            stay as they are. All by default.
+        rename: where the checkpoint has other names: from the state's names or dotted prefixes to the checkpoint's,
+            or a function that tells the checkpoint's name.
+        strict: None: a key that the checkpoint lacks is an error. True: so is one that only the checkpoint has.
+            False: neither is.
+
+    Returns:
+        Which keys of the state were not in the checkpoint, and the other way round, over all ranks. Empty when the
+        `planner` is not a `SelectiveLoadPlanner`: it alone knows.
 
     Raises:
+        InvalidOption: `keys`, `rename` or `strict` beside a `planner`, which would not see them.
         CkptCloudError: on every rank, of the lowest rank that failed. `StateMismatch` lists every key and shape that
             does not fit.
     """
     reader = storage_reader or ObjectStoreReader()
-    planner = planner or DefaultLoadPlanner()
+    if planner is None:
+        planner = SelectiveLoadPlanner(keys, rename, strict)
+    elif (keys, rename, strict) != (None, None, None):
+        hint = "pass planner=ckpt_cloud.SelectiveLoadPlanner(keys, rename, strict), or a planner derived from it"
+        raise InvalidOption("keys, rename and strict are for load's own planner, and another was given", hint=hint)
     if isinstance(reader, ObjectStoreReader | ForeignReader):
         reader.reset(checkpoint_id)
         checkpoint_id = None
@@ -150,6 +171,7 @@ def load(
         raise _mismatch(planner, reader, failure) or _ours(failure) from failure
     except RuntimeError as failure:
         raise _lost(failure, no_dist=no_dist) from failure
+    return planner.result if isinstance(planner, SelectiveLoadPlanner) else LoadResult()
 
 
 def _lost(failure: RuntimeError, *, no_dist: bool) -> RuntimeError:
@@ -259,16 +281,5 @@ def _mismatch(planner: LoadPlanner, reader: StorageReader, failure: BaseExceptio
     faults = []
     if not getattr(planner, "allow_partial_load", False):
         faults += [f"{fqn} is not in the checkpoint" for fqn in state if fqn not in stored]
-    faults += [
-        f"{fqn}: stored shape {tuple(stored[fqn].size)}, state {tuple(value.size())}"
-        for fqn, value in state.items()
-        if isinstance(stored.get(fqn), TensorStorageMetadata)
-        and callable(getattr(value, "size", None))
-        and stored[fqn].size != value.size()
-    ]
-    if not faults:
-        return None
-    more = f" and {len(faults) - 10} more" if len(faults) > 10 else ""
-    url = getattr(reader, "checkpoint_id", None) or ""
-    hint = "load into the state that was saved, or a part of it with DefaultLoadPlanner(allow_partial_load=True)"
-    return StateMismatch(f"state and checkpoint differ: {'; '.join(faults[:10])}{more}", url, hint)
+    faults += misfits(state, stored).values()
+    return mismatch(faults, getattr(reader, "checkpoint_id", None) or "") if faults else None

@@ -7,16 +7,18 @@ run finds, never a visible checkpoint without its data.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
+from typing import Any, TypeVar
 
 from ckpt_cloud import bridge, protocol
 from ckpt_cloud.catalog import CheckpointInfo, describe
-from ckpt_cloud.commit import move_register, read_register
+from ckpt_cloud.commit import check_conditions, move_register, read_register
 from ckpt_cloud.errors import (
     CheckpointIncomplete,
     CheckpointNotFound,
@@ -27,15 +29,32 @@ from ckpt_cloud.errors import (
     Unsupported,
 )
 from ckpt_cloud.format import manifest as manifests
-from ckpt_cloud.format.layout import first_id, id_unix_ms, join, manifest_key, next_id, place_of
+from ckpt_cloud.format.layout import (
+    DATA_PREFIX,
+    PROBE,
+    RANK_PREFIX,
+    first_id,
+    id_unix_ms,
+    join,
+    manifest_key,
+    names_a_key,
+    next_id,
+    place_of,
+)
 from ckpt_cloud.format.register import Register
 from ckpt_cloud.options import CommitOptions, StoreOptions
 from ckpt_cloud.protocol import Seen
 from ckpt_cloud.stores import Location, ObjectInfo, ObjectStore, UnfinishedUpload, open_store, parse_url
+from ckpt_cloud.transfer.structured import all_or_cancel
+
+T = TypeVar("T")
 
 GRACE = timedelta(hours=24)
 """Younger data may belong to a save that is still running, or to a load of what was overwritten meanwhile."""
 _BATCH = 1000
+_AT_ONCE = 8
+"""Names right under the root that are looked at together; the listings of so many are held in memory."""
+_ABORTS_AT_ONCE = 16
 _MANIFEST_LIMIT = 1 << 32
 
 
@@ -80,49 +99,66 @@ def gc(
     older_than: timedelta = GRACE,
     dry_run: bool = False,
     store: StoreOptions | None = None,
+    allow_unsafe_commit: bool = False,
 ) -> Collected:
     """Deletes what no committed checkpoint at or below `root` needs and is older than `older_than`.
 
     Safe beside running saves, loads and other collectors; may be interrupted, and run again, at any moment. A save
     that has run for longer than `older_than` and stored nothing in that time is given up: it fails with
-    `AttemptAborted`.
+    `AttemptAborted`. Memory holds the listings of a few checkpoints at a time, and the names of what was found.
 
     Args:
         older_than: 24 hours by default.
         dry_run: only tell.
+        allow_unsafe_commit: collect even where the store ignores conditional writes; only while nobody saves there.
 
     Raises:
+        Unsupported: the store ignores conditional writes.
         StoreUnavailable, PermissionDenied, ...: what was deleted until then is gone, all else is as it was.
     """
     if older_than < timedelta(0):
         raise InvalidOption(f"older_than is {older_than}; it must not be negative")
-    run = _Collector(open_store(parse_url(root), store or StoreOptions()), older_than, Collected(dry_run))
+    options = CommitOptions(allow_unsafe_commit=allow_unsafe_commit)
+    run = _Collector(open_store(parse_url(root), store or StoreOptions()), older_than, options, Collected(dry_run))
     return bridge.run(run.collect())
 
 
-def resolve(url: str | os.PathLike[str], *, store: StoreOptions | None = None) -> CheckpointInfo:
+def resolve(
+    url: str | os.PathLike[str], *, store: StoreOptions | None = None, allow_unsafe_commit: bool = False
+) -> CheckpointInfo:
     """Settles what became of a save that ended in `CommitStateUnknown`, and tells what is at `url` now.
 
     Gives up every save to `url` that began before now and has not committed: its commit can never land any more, and
     its data is garbage. So call it when nobody is saving there. Compare `attempt` with the one in the error: if the
     state is `committed` with that attempt, the save succeeded.
 
+    Args:
+        allow_unsafe_commit: as for the save.
+
     Raises:
         StoreUnavailable: still no clear answer; call it again.
     """
     location = parse_url(url)
-    return bridge.run(_resolve(open_store(location, store or StoreOptions()), location))
+    options = CommitOptions(allow_unsafe_commit=allow_unsafe_commit)
+    return bridge.run(_resolve(open_store(location, store or StoreOptions()), location, options))
 
 
-def delete(url: str | os.PathLike[str], *, store: StoreOptions | None = None) -> None:
+def delete(
+    url: str | os.PathLike[str], *, store: StoreOptions | None = None, allow_unsafe_commit: bool = False
+) -> None:
     """Deletes the checkpoint at `url`: first its visibility, by a conditional write, then its data.
 
-    Call it again if it was interrupted. A load that is under way fails.
+    Those of single ranks under `url` too. Call it again if it was interrupted. A load that is under way fails.
+
+    Args:
+        allow_unsafe_commit: delete even where the store ignores conditional writes; only while nobody saves there.
 
     Raises:
         CheckpointNotFound: no checkpoint is there; CheckpointIncomplete: only data, which `gc` collects.
+        Unsupported: the store ignores conditional writes.
     """
-    bridge.run(_delete(open_store(parse_url(url), store or StoreOptions())))
+    options = CommitOptions(allow_unsafe_commit=allow_unsafe_commit)
+    bridge.run(_delete(open_store(parse_url(url), store or StoreOptions()), options))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,33 +169,49 @@ class _Place:
     data: Sequence[tuple[str, ObjectInfo]]
     """Id and object."""
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether some save stored this, rather than a stranger whose folders are named as ids are, by a hash say."""
+        return any(names_a_key(info.key) or info.key.endswith(f"/{PROBE}") for _, info in self.data)
+
 
 @dataclass(frozen=True, slots=True)
 class _Collector:
     store: ObjectStore
     older_than: timedelta
+    options: CommitOptions
     result: Collected
 
     async def collect(self) -> Collected:
         before_s = time.time() - self.older_than.total_seconds()
-        for place in _places([info async for info in self.store.list()]):
+        if not self.result.dry_run:
+            await check_conditions(self.store, self.options)
+        names = await self.store.list_children()
+        await _at_once(_AT_ONCE, (self._collect_below(name, before_s) for name in names))
+        await self._collect_uploads(before_s)
+        self.result.objects.sort(key=lambda each: each.key)
+        return self.result
+
+    async def _collect_below(self, name: str, before_s: float) -> None:
+        """One name right under the root: all objects of a checkpoint are below the same one."""
+        for place in _places([info async for info in self.store.list(name)]):
             try:
                 await self._collect_place(place, before_s)
             except (Damaged, Unsupported) as error:
                 # Nothing may be concluded from a register or a manifest that cannot be read.
                 self.result.skipped.append((f"{self.store.url}/{place.path}".rstrip("/"), str(error)))
-        await self._collect_uploads(before_s)
-        return self.result
 
     async def _collect_place(self, place: _Place, before_s: float) -> None:
         fence = _fence(place, before_s)
         if not any(id_ < fence for id_, _ in place.data):
             return
         seen = await read_register(self.store, under=place.path)
+        if seen.register is None and not place.is_ours:
+            return
         garbage = await self._garbage(place, seen, fence, before_s)
         if garbage and not self.result.dry_run:
             register = await move_register(
-                self.store, lambda now: protocol.fenced_off(now, fence), CommitOptions(), under=place.path
+                self.store, lambda now: protocol.fenced_off(now, fence), self.options, under=place.path
             )
             # A save may have committed between the look and the fence; none that is below it can any more.
             garbage = await self._garbage(place, register, fence, before_s)
@@ -191,12 +243,13 @@ class _Collector:
     async def _lately_replaced(self, place: _Place, needed: set[str], before_s: float) -> set[str]:
         """Keys of checkpoints that were replaced within the grace age: somebody may still be loading them.
 
-        A checkpoint is replaced by the next whose manifest was stored.
+        A checkpoint is replaced by the next whose manifest was stored, right after that.
         """
         stored = sorted((id_, info) for id_, info in place.data if info.key == join(place.path, manifest_key(id_)))
         kept: set[str] = set()
-        for (_, info), (successor, _) in pairwise(stored):
-            if info.key not in needed and id_unix_ms(successor) / 1000 >= before_s:
+        for (_, info), (successor, manifest) in pairwise(stored):
+            replaced_s = max(id_unix_ms(successor) / 1000, manifest.modified_unix_s)
+            if info.key not in needed and replaced_s >= before_s:
                 kept |= await self._named_by(place, info.key)
         return kept
 
@@ -215,11 +268,25 @@ class _Collector:
         except Unsupported as error:
             self.result.skipped.append((f"unfinished uploads below {self.store.url}", str(error)))
             return
-        for upload in found:
-            if upload.started_unix_s < before_s and place_of(upload.key):
-                if not self.result.dry_run:
-                    await self.store.abort_upload(upload)
-                self.result.uploads.append(upload)
+        stale = [upload for upload in found if upload.started_unix_s < before_s and names_a_key(upload.key)]
+        if not self.result.dry_run:
+            await _at_once(_ABORTS_AT_ONCE, (self.store.abort_upload(upload) for upload in stale))
+        self.result.uploads += stale
+
+
+async def _at_once(most: int, work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Runs `work`, so many at a time, and returns the results in order; the first failure ends all."""
+    gate = asyncio.Semaphore(most)
+
+    async def one(item: Coroutine[Any, Any, T]) -> T:
+        try:
+            async with gate:
+                return await item
+        finally:
+            # Of what never began, when another failed.
+            item.close()
+
+    return await all_or_cancel(one(item) for item in work)
 
 
 def _places(found: Iterable[ObjectInfo]) -> list[_Place]:
@@ -237,10 +304,44 @@ def _fence(place: _Place, before_s: float) -> str:
     return min([first_id(int(before_s * 1000)), *active])
 
 
-async def _resolve(store: ObjectStore, location: Location) -> CheckpointInfo:
-    fence = first_id(int(time.time() * 1000) + 1)
-    await move_register(store, lambda now: protocol.fenced_off(now, fence), CommitOptions())
+async def _resolve(store: ObjectStore, location: Location, options: CommitOptions) -> CheckpointInfo:
+    fence = _above(await _data(store, ""), now_ms=int(time.time() * 1000) + 1)
+    await move_register(store, lambda now: protocol.fenced_off(now, fence), options)
     return await describe(store, location)
+
+
+async def _delete(store: ObjectStore, options: CommitOptions) -> None:
+    ranks = [name for name in await store.list_children() if name.startswith(RANK_PREFIX)]
+    found = await _at_once(_AT_ONCE, (_delete_place(store, path, options) for path in ("", *ranks)))
+    if "checkpoint" in found:
+        return
+    if "data" in found:
+        hint = "ckpt_cloud.gc collects it"
+        raise CheckpointIncomplete("there is data but no COMMIT: no checkpoint to delete", store.url, hint)
+    raise CheckpointNotFound("no checkpoint is here", store.url, "check the URL")
+
+
+async def _delete_place(store: ObjectStore, path: str, options: CommitOptions) -> str:
+    """Deletes the checkpoint at `path`, and says what was there."""
+    seen = await read_register(store, under=path)
+    data = await _data(store, path)
+    if seen.register is None:
+        return "data" if data else "nothing"
+    fence = _above(data, now_ms=int(time.time() * 1000))
+    await move_register(store, lambda now: protocol.deleted(now, fence), options, under=path)
+    await _delete_all(store, (info.key for id_, info in data if id_ < fence))
+    return "checkpoint"
+
+
+async def _data(store: ObjectStore, path: str) -> list[tuple[str, ObjectInfo]]:
+    """Id and object of all saves of the checkpoint at `path`."""
+    found = [info async for info in store.list(join(path, DATA_PREFIX.rstrip("/")))]
+    return [(place[1], info) for info in found if (place := place_of(info.key)) and place[0] == path]
+
+
+def _above(data: Iterable[tuple[str, ObjectInfo]], *, now_ms: int) -> str:
+    """A fence above every save that began until now, those of machines whose clocks are ahead of ours too."""
+    return max([first_id(now_ms), *(next_id(id_) for id_, _ in data)])
 
 
 async def _delete_all(store: ObjectStore, keys: Iterable[str]) -> None:
@@ -248,16 +349,3 @@ async def _delete_all(store: ObjectStore, keys: Iterable[str]) -> None:
     while rest:
         await store.delete(rest[:_BATCH])
         rest = rest[_BATCH:]
-
-
-async def _delete(store: ObjectStore) -> None:
-    seen = await read_register(store)
-    data = [(place[1], info) async for info in store.list("data") if (place := place_of(info.key)) and not place[0]]
-    if seen.register is None:
-        if data:
-            hint = "ckpt_cloud.gc collects it"
-            raise CheckpointIncomplete("there is data but no COMMIT: no checkpoint to delete", store.url, hint)
-        raise CheckpointNotFound("no checkpoint is here", store.url, "check the URL")
-    fence = max([first_id(int(time.time() * 1000)), *(next_id(id_) for id_, _ in data)])
-    await move_register(store, lambda now: protocol.deleted(now, fence), CommitOptions())
-    await _delete_all(store, (info.key for id_, info in data if id_ < fence))

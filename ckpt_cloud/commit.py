@@ -25,6 +25,7 @@ from ckpt_cloud.errors import (
     Damaged,
     NotFound,
     PreconditionFailed,
+    SignatureError,
     StoreUnavailable,
     Throttled,
     Unsupported,
@@ -37,6 +38,7 @@ from ckpt_cloud.format.register import ManifestRef, Register
 from ckpt_cloud.options import CommitOptions
 from ckpt_cloud.protocol import Answer, Failed, Intent, Put, ReadBack, Seen, Step
 from ckpt_cloud.stores import CREATE, Condition, ObjectStore, Replace
+from ckpt_cloud.workers import in_thread
 
 _MANIFEST_LIMIT = 1 << 32
 _REGISTER_TIMEOUT_S = 15.0
@@ -83,12 +85,18 @@ async def admit(store: ObjectStore, *, overwrite: bool, options: CommitOptions) 
     refusal = protocol.admit(seen, overwrite=overwrite, url=store.url)
     if refusal:
         raise refusal
-    if not options.allow_unsafe_commit:
-        await _check_conditions(store)
+    await check_conditions(store, options)
     return seen
 
 
-async def _check_conditions(store: ObjectStore) -> None:
+async def check_conditions(store: ObjectStore, options: CommitOptions) -> None:
+    """Refuses a store that ignores the conditions on which every change of `COMMIT` rests.
+
+    Raises:
+        Unsupported: unless `options.allow_unsafe_commit`.
+    """
+    if options.allow_unsafe_commit:
+        return
     capabilities = await store.capabilities()
     if not (capabilities.conditional_create and capabilities.conditional_replace):
         hint = (
@@ -98,8 +106,13 @@ async def _check_conditions(store: ObjectStore) -> None:
         raise Unsupported("the store ignores conditional writes, so a commit could not be atomic", store.url, hint)
 
 
-async def open_manifest(store: ObjectStore) -> tuple[ManifestRef, bytes]:
+async def open_manifest(
+    store: ObjectStore, accept: Callable[[Register, str], None] | None = None
+) -> tuple[ManifestRef, bytes]:
     """What `COMMIT` points to, and its bytes.
+
+    Args:
+        accept: raises if the register, at a URL, is not to be trusted; asked before anything else is read.
 
     Raises:
         CheckpointNotFound: nothing is there; CheckpointIncomplete: only data; CheckpointDeleted: no longer.
@@ -107,18 +120,22 @@ async def open_manifest(store: ObjectStore) -> tuple[ManifestRef, bytes]:
         CorruptManifest: the manifest is gone.
     """
     try:
-        return await _open_manifest(store)
-    except CorruptManifest:
+        return await _open_manifest(store, accept)
+    except (CorruptManifest, SignatureError):
         # A bit that flipped on the way, in COMMIT or in the manifest, is right the second time.
-        return await _open_manifest(store)
+        return await _open_manifest(store, accept)
 
 
-async def _open_manifest(store: ObjectStore) -> tuple[ManifestRef, bytes]:
+async def _open_manifest(
+    store: ObjectStore, accept: Callable[[Register, str], None] | None
+) -> tuple[ManifestRef, bytes]:
     register = (await read_register(store)).register
     if register is None:
         raise await _nothing_here(store)
     if register.manifest is None:
         raise CheckpointDeleted(f"the checkpoint is {register.state}", store.url, "load another one")
+    if accept is not None:
+        accept(register, store.url)
     where = f"{store.url}/{register.manifest.key}"
     try:
         data, _ = await store.get(register.manifest.key, limit=_MANIFEST_LIMIT)
@@ -150,8 +167,10 @@ async def move_register(
         The register for which `decide` wanted nothing more.
 
     Raises:
+        Unsupported: the store ignores conditions.
         StoreUnavailable: no clear answer within `options.deadline_s`; whoever wanted to delete anything may not.
     """
+    await check_conditions(store, options)
     give_up = time.monotonic() + options.deadline_s
     for pause in _pauses(options):
         seen = await read_register(store, under=under)
@@ -180,13 +199,21 @@ async def _answer(store: ObjectStore, key: str, register: Register, condition: C
 
 
 async def publish(
-    store: ObjectStore, body: Manifest, *, oldest: str, seen: Seen, overwrite: bool, options: CommitOptions
+    store: ObjectStore,
+    body: Manifest,
+    *,
+    oldest: str,
+    seen: Seen,
+    overwrite: bool,
+    options: CommitOptions,
+    sign: Callable[[Register], Register] | None = None,
 ) -> Register:
     """Stores the manifest, then makes the checkpoint visible by one conditional PUT.
 
     Args:
         oldest: the oldest id under which data of this save was written.
         seen: the register as `admit` read it.
+        sign: signs the register.
 
     Raises:
         CheckpointExists, StaleWrite, AttemptAborted: another writer or a collector was first; nothing was published.
@@ -197,6 +224,9 @@ async def publish(
     await store.put(key, data)
     fence = seen.register.fence if seen.register else NO_ID
     register = Register("committed", body.attempt, fence, manifests.reference(key, data))
+    if sign is not None:
+        # A call to a key service may take its time.
+        register = await in_thread(sign, register)
     intent = Intent(register, oldest, overwrite, protocol.base_of(seen.register))
     await _Publication(store, intent, options).run(seen)
     return register

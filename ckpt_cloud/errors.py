@@ -36,6 +36,7 @@
     │   ├── CorruptManifest
     │   ├── CorruptCommit
     │   ├── ChecksumMismatch
+    │   ├── SignatureError          not signed, or by nobody who is trusted
     │   ├── MissingObject
     │   ├── CorruptFile             a file of another format contradicts itself or its index
     │   └── IncompleteSave          a rank reported less than its plan; not committed
@@ -216,9 +217,16 @@ class PlanMismatch(FixRequest):
 
 
 class StateMismatch(FixRequest, ValueError):
-    """Keys, shapes or dtypes of the state to load into differ from the checkpoint."""
+    """Keys, shapes or dtypes of the state to load into differ from the checkpoint.
+
+    Attributes:
+        missing_keys: all that a rank's state has and the checkpoint has not, by the state's names.
+        unexpected_keys: all that only the checkpoint has, by its own names.
+    """
 
     kind = "state-mismatch"
+    missing_keys: tuple[str, ...] = ()
+    unexpected_keys: tuple[str, ...] = ()
 
 
 class UntrustedItem(FixRequest):
@@ -303,6 +311,12 @@ class ChecksumMismatch(Damaged):
     """Bytes came back other than they were saved, twice."""
 
     kind = "checksum-mismatch"
+
+
+class SignatureError(Damaged):
+    """The checkpoint is not signed, or not by a key that the reader trusts, or was changed since."""
+
+    kind = "signature"
 
 
 class MissingObject(Damaged):

@@ -96,7 +96,19 @@ def build(
 
 
 def to_dcp(manifest: Manifest) -> Metadata:
-    """DCP's view of a manifest."""
+    """DCP's view of a manifest.
+
+    Raises:
+        CorruptManifest: it holds what DCP has no place for, such as sizes of more than 63 bits.
+        UnsupportedTensor: element types that this torch does not know.
+    """
+    try:
+        return _to_dcp(manifest)
+    except (TypeError, OverflowError) as error:
+        raise CorruptManifest(f"the manifest is not one of DCP's metadata: {error}") from error
+
+
+def _to_dcp(manifest: Manifest) -> Metadata:
     entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
     for fqn, tensor in manifest.tensors.items():
         chunks = [ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.sizes)) for c in tensor.chunks]

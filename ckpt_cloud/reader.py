@@ -11,11 +11,13 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader
@@ -32,14 +34,17 @@ from ckpt_cloud.errors import (
 )
 from ckpt_cloud.events import Listener, Recorder, Report
 from ckpt_cloud.format import manifest as manifests
+from ckpt_cloud.format import structure
 from ckpt_cloud.format.manifest import ItemEntry, Manifest, ObjectEntry
-from ckpt_cloud.format.register import ManifestRef
+from ckpt_cloud.format.register import ManifestRef, Register
+from ckpt_cloud.items import screened
 from ckpt_cloud.metadata import check_own_shards, find_chunk, to_dcp
 from ckpt_cloud.options import StoreOptions, TransferOptions
 from ckpt_cloud.planning.load import Fetch, Want, plan_fetches
 from ckpt_cloud.session import Place, Settings, location_of, prepare, rank_location
+from ckpt_cloud.signing import Trust, TrustedKey
 from ckpt_cloud.stores import supports
-from ckpt_cloud.tensors import Destination, TensorSink, dtype_of, screen_item
+from ckpt_cloud.tensors import Destination, TensorSink, dtype_of
 from ckpt_cloud.transfer.download import download
 
 
@@ -49,6 +54,7 @@ class Opened:
 
     reference: ManifestRef
     data: bytes
+    register: Register
 
 
 @dataclass(slots=True)
@@ -87,6 +93,9 @@ class ObjectStoreReader(StorageReader):
         memory_budget: bytes of fetched ranges in this process, 512 MiB by default.
         cast: convert elements when a tensor of the state has another dtype than the stored one; an error otherwise.
         trust: open non-tensor items that could run code. Only for checkpoints whose writer you trust.
+        trusted_keys: Ed25519 public keys (objects, paths of PEM files, PEM as bytes) of those whose checkpoints may be
+            loaded; every byte is then held against what they signed. Needs `ckpt-cloud[crypto]`.
+        require_signature: refuse what is not signed; by default whenever there are `trusted_keys`.
         on_event: is called with every `BytesMoved` and `PhaseEnded`, from any thread.
 
     Raises:
@@ -102,6 +111,8 @@ class ObjectStoreReader(StorageReader):
         memory_budget: int | None = None,
         cast: bool = False,
         trust: bool = False,
+        trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
+        require_signature: bool | None = None,
         on_event: Listener | None = None,
         **store_options: Any,
     ) -> None:
@@ -109,6 +120,7 @@ class ObjectStoreReader(StorageReader):
         self._settings = Settings.of(store, transfer, None, memory_budget, store_options)
         self._cast = cast
         self._trust = trust
+        self._signers = Trust.of(trusted_keys, require_signature)
         self._on_event = on_event
         # What follows changes: the URL with every reset, the rest with every load.
         self._url = url
@@ -153,7 +165,7 @@ class ObjectStoreReader(StorageReader):
             BucketNotFound, PermissionDenied, MissingCredentials, StoreUnavailable, ...: within seconds.
         """
         place = Place.at(location_of(self._url), self._settings.store)
-        return Opened(*bridge.run(commit.open_manifest(place.control)))
+        return self._open(place)
 
     def adopt(self, opened: Opened) -> None:
         """Has the next load use what another rank opened, so that one rank alone asks the store."""
@@ -261,12 +273,30 @@ class ObjectStoreReader(StorageReader):
         except Damaged as damage:
             raise await commit.explained(load.place.control, load.manifest.attempt, damage) from None
 
+    def _open(self, place: Place) -> Opened:
+        registers: list[Register] = []
+
+        def accept(register: Register, url: str) -> None:
+            self._signers.check(register, url)
+            registers.append(register)
+
+        reference, data = bridge.run(commit.open_manifest(place.control, accept))
+        return Opened(reference, data, registers[-1])
+
     def _begin(self, place: Place) -> Metadata:
         recorder = Recorder(self._on_event)
         with recorder.phase("open"):
             given, self._given = self._given, None
-            opened = given or Opened(*bridge.run(commit.open_manifest(place.control)))
-            manifest = manifests.decode(opened.data, opened.reference, f"{place.location.url}/{opened.reference.key}")
+            opened = given or self._open(place)
+            if given:
+                self._signers.check(given.register, place.location.url)
+            where = f"{place.location.url}/{opened.reference.key}"
+            manifest = manifests.decode(opened.data, opened.reference, where)
+            # A rank's own checkpoint, which may be opened by its URL too, does not cover its tensors.
+            structure.check(manifest, where, whole=False)
+            self._signers.check_covers(manifest, where)
+            if not self._signers.keys:
+                manifest = _without_digests(manifest)
             metadata = to_dcp(manifest)
         self._load = _Load(place, manifest, recorder)
         self._error = None
@@ -277,6 +307,11 @@ class ObjectStoreReader(StorageReader):
     def _current(self) -> _Load:
         assert self._load is not None, "DCP calls read_metadata first"
         return self._load
+
+
+def _without_digests(manifest: Manifest) -> Manifest:
+    """To one who trusts no signature they say no more than checksums, and take longer."""
+    return structs.replace(manifest, objects=[structs.replace(entry, digests=b"") for entry in manifest.objects])
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,8 +353,7 @@ class _Reads:
         """Gives everything to the planner, after all items were screened."""
         values = [(item, value if isinstance(value, bytes) else value.tobytes()) for item, value in self.items]
         if not trust:
-            for item, value in values:
-                screen_item(item.storage_index.fqn, value)
+            values = [(item, screened(item.storage_index.fqn, value)) for item, value in values]
         for item, tensor in self.tensors:
             planner.commit_tensor(item, tensor)
         for item, value in values:

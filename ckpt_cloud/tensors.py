@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ckpt_cloud.errors import PlanMismatch, UnsupportedTensor, UntrustedItem
+from ckpt_cloud.errors import PlanMismatch, UnsupportedTensor
 from ckpt_cloud.format.dtypes import SIZES
 from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
 from ckpt_cloud.planning.load import Placement
@@ -203,25 +203,6 @@ def pinned_memory(size_bytes: int) -> np.ndarray:
     """Page-locked memory, to and from which a GPU copies by itself."""
     memory: np.ndarray = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True).numpy()
     return memory
-
-
-def screen_item(name: str, value: bytes) -> None:
-    """Refuses an item that would run code when DCP's planner opens it with `weights_only=False`.
-
-    The rules are torch's own for `weights_only=True`, with `torch.serialization.add_safe_globals` to widen them.
-
-    Raises:
-        UntrustedItem: it does not pass.
-    """
-    try:
-        torch.load(io.BytesIO(value), map_location="cpu", weights_only=True)  # noqa: TID251 - the safe form
-    except Exception as error:  # noqa: BLE001 - whatever torch raises, the item is not plain
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        hint = (
-            "allow its types with torch.serialization.add_safe_globals, or, if you trust whoever wrote the "
-            "checkpoint, open it with trust=True"
-        )
-        raise UntrustedItem(f"item {name!r} is not plain data: {reason}", hint=hint) from None
 
 
 def _box(tensor: torch.Tensor, offsets: Ints, sizes: Ints) -> torch.Tensor:

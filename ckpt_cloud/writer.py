@@ -34,6 +34,7 @@ from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
 from ckpt_cloud.planning.save import PackPlan, Sizes, plan_packs
 from ckpt_cloud.protocol import Seen
 from ckpt_cloud.session import Place, Settings, location_of, prepare, rank_location
+from ckpt_cloud.signing import Signer, SignWith
 from ckpt_cloud.stores import ObjectStore, supports
 from ckpt_cloud.tensors import TensorSource, check_storable, dtype_name
 from ckpt_cloud.transfer.upload import upload_packs
@@ -70,6 +71,8 @@ class ObjectStoreWriter(StorageWriter):
         commit: limits of the commit.
         memory_budget: bytes of staged parts in this process, 512 MiB by default.
         allow_unsafe_commit: save even where the store ignores conditional writes.
+        sign: an Ed25519 private key (object, path of a PEM file, PEM as bytes), or a function from what is to be signed
+            to the signature. `COMMIT` is signed, and through it every byte. Needs `ckpt-cloud[crypto]`.
         on_event: is called with every `BytesMoved` and `PhaseEnded`, from any thread.
 
     Raises:
@@ -86,6 +89,7 @@ class ObjectStoreWriter(StorageWriter):
         commit: CommitOptions | None = None,
         memory_budget: int | None = None,
         allow_unsafe_commit: bool = False,
+        sign: SignWith | None = None,
         on_event: Listener | None = None,
         **store_options: Any,
     ) -> None:
@@ -93,6 +97,9 @@ class ObjectStoreWriter(StorageWriter):
         if allow_unsafe_commit:
             commit = replace(commit or CommitOptions(), allow_unsafe_commit=True)
         self._settings = Settings.of(store, transfer, commit, memory_budget, store_options)
+        self._signer = None if sign is None else Signer(sign)
+        if self._signer:
+            self._settings = replace(self._settings, transfer=replace(self._settings.transfer, block_digests=True))
         self._overwrite = overwrite
         self._on_event = on_event
         # What follows changes: the URL with every reset, the save with every set-up.
@@ -155,6 +162,8 @@ class ObjectStoreWriter(StorageWriter):
         location = location_of(self._url)
         recorder = Recorder(self._on_event)
         commits = is_coordinator or not use_collectives
+        if self._signer:
+            self._signer.ready()
         with recorder.phase("set up"):
             if not use_collectives:
                 self._admit(Place.at(location, self._settings.store), overwrite=False)
@@ -236,6 +245,7 @@ class ObjectStoreWriter(StorageWriter):
                     seen=save.seen,
                     overwrite=self._overwrite,
                     options=self._settings.commit,
+                    sign=self._signer.signed if self._signer else None,
                 )
             )
 

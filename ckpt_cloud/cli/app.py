@@ -145,3 +145,18 @@ def resolve(
 
     info = settle(url)
     print(msgspec.json.format(msgspec.json.encode(info)).decode() if json else f"{info.state} {info.attempt}")
+
+
+@app.command(epilog="Example: ckpt-cloud verify s3://bucket/run/step-100 --deep")
+def verify(
+    url: Annotated[str, typer.Argument(help="URL of a checkpoint.")],
+    deep: Annotated[bool, typer.Option("--deep", help="Read every byte and check it.")] = False,
+    trusted_key: Annotated[
+        list[str] | None, typer.Option("--trusted-key", help="PEM file of a public key that must have signed it.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Check a whole checkpoint: the manifest and the sizes of all objects; --deep also reads every byte."""
+    from ckpt_cloud.cli import verify as command
+
+    command.run(url, deep=deep, trusted_keys=trusted_key or None, as_json=json)

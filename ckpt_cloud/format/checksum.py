@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import array
+import hashlib
 import sys
 from collections.abc import Iterable
 
 import crc32c as _crc32c
 
 Buffer = bytes | bytearray | memoryview
+DIGEST_BYTES = 32
+"""Of a SHA-256."""
 
 
 def crc32c(data: Buffer, start: int = 0) -> int:
@@ -20,11 +23,16 @@ class BlockSums:
     """Checksums of a byte stream that arrives in pieces of any size.
 
     Every block has `block_size` bytes but the last, which may be shorter.
+
+    Args:
+        digests: take the SHA-256 of every block too.
     """
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, *, digests: bool = False) -> None:
         self.block_size = block_size
-        # The three change with every piece.
+        # What follows changes with every piece.
+        self._digest = hashlib.sha256() if digests else None
+        self._digests = bytearray()
         self._sums = array.array("I")
         self._current = 0
         self._filled = 0
@@ -36,6 +44,8 @@ class BlockSums:
         while at < len(view):
             take = min(self.block_size - self._filled, len(view) - at)
             self._current = crc32c(view[at : at + take], self._current)
+            if self._digest is not None:
+                self._digest.update(view[at : at + take])
             self._filled += take
             at += take
             if self._filled == self.block_size:
@@ -47,7 +57,15 @@ class BlockSums:
             self._close_block()
         return pack_sums(self._sums)
 
+    @property
+    def digests(self) -> bytes:
+        """SHA-256 of all blocks, one after another, once `finish` was called; nothing if they were not asked for."""
+        return bytes(self._digests)
+
     def _close_block(self) -> None:
+        if self._digest is not None:
+            self._digests += self._digest.digest()
+            self._digest = hashlib.sha256()
         self._sums.append(self._current)
         self._current = self._filled = 0
 
@@ -74,22 +92,58 @@ def sums_length(size_bytes: int, block_size: int) -> int:
     return -(-size_bytes // block_size) * 4
 
 
-def first_bad_block(pieces: Iterable[Buffer], first_block: int, sums: bytes, block_size: int) -> int | None:
-    """Number of the first block in `pieces` whose checksum differs, or None when all are right.
+def digests_length(size_bytes: int, block_size: int) -> int:
+    """Bytes that the digests of an object of `size_bytes` take."""
+    return -(-size_bytes // block_size) * DIGEST_BYTES
+
+
+def first_bad_block(
+    pieces: Iterable[Buffer], first_block: int, sums: bytes, block_size: int, digests: bytes = b""
+) -> int | None:
+    """Number of the first block in `pieces` that is not what it was, or None when all are right.
 
     Args:
         pieces: together whole blocks, the first of them number `first_block`; the object's last may be short.
         sums: packed checksums of the whole object.
+        digests: of the whole object, or empty: then they are not looked at.
     """
-    found = BlockSums(block_size)
+    runs = bad_blocks(pieces, first_block, sums, block_size, digests)
+    return runs[0][0] if runs else None
+
+
+def bad_blocks(
+    pieces: Iterable[Buffer], first_block: int, sums: bytes, block_size: int, digests: bytes = b""
+) -> list[tuple[int, int]]:
+    """Runs of blocks in `pieces` that are not what they were: the first block's number, and that after the last.
+
+    Args are those of `first_bad_block`.
+    """
+    found = BlockSums(block_size, digests=bool(digests))
     for piece in pieces:
         found.update(piece)
     got = found.finish()
-    if got == sums[4 * first_block : 4 * first_block + len(got)]:
-        return None
-    expected = unpack_sums(sums)
-    return next(
-        number
-        for number, word in enumerate(unpack_sums(got), first_block)
-        if number >= len(expected) or word != expected[number]
+    right = _same(got, sums, first_block, 4) and (
+        not digests or _same(found.digests, digests, first_block, DIGEST_BYTES)
     )
+    return [] if right else _runs(got, found.digests, first_block, sums, digests)
+
+
+def _same(got: bytes, expected: bytes, first_block: int, width: int) -> bool:
+    return got == expected[width * first_block : width * first_block + len(got)]
+
+
+def _runs(got: bytes, got_digests: bytes, first_block: int, sums: bytes, digests: bytes) -> list[tuple[int, int]]:
+    runs: list[tuple[int, int]] = []
+    for at in range(len(got) // 4):
+        number = first_block + at
+        right = got[4 * at : 4 * at + 4] == sums[4 * number : 4 * number + 4]
+        low, high = DIGEST_BYTES * at, DIGEST_BYTES * (at + 1)
+        if right and digests:
+            right = _same(got_digests[low:high], digests, number, DIGEST_BYTES)
+        if right:
+            continue
+        if runs and runs[-1][1] == number:
+            runs[-1] = (runs[-1][0], number + 1)
+        else:
+            runs.append((number, number + 1))
+    return runs

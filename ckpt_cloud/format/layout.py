@@ -17,6 +17,8 @@ COMMIT_KEY = "COMMIT"
 DATA_PREFIX = "data/"
 RANK_PREFIX = "rank-"
 """Of the paths under which ranks that do not coordinate keep checkpoints of their own."""
+PROBE = "probe"
+"""Name under an id of a throw-away object by which a writer finds out what its store can do."""
 NO_ID = "0" * 32
 """Sorts before every id: the fence of a register that fences nothing off."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from ckpt_cloud.errors import CorruptManifest
-from ckpt_cloud.format.checksum import sums_length
+from ckpt_cloud.format.checksum import digests_length, sums_length
 from ckpt_cloud.format.layout import check_key, is_id
 from ckpt_cloud.format.register import ManifestRef
 
@@ -25,6 +25,7 @@ class ObjectEntry(msgspec.Struct, array_like=True, frozen=True):
         block_size: bytes under one checksum.
         sums: CRC32C of every block, little-endian, 4 bytes each.
         e_tag: the store's name for the version that was written, where it gave one.
+        digests: SHA-256 of every block, 32 bytes each; empty unless the checkpoint is signed.
     """
 
     key: str
@@ -32,6 +33,7 @@ class ObjectEntry(msgspec.Struct, array_like=True, frozen=True):
     block_size: int
     sums: bytes
     e_tag: str | None = None
+    digests: bytes = b""
 
 
 class Chunk(msgspec.Struct, array_like=True, frozen=True):
@@ -146,5 +148,7 @@ def decode(data: bytes, expected: ManifestRef, url: str) -> Manifest:
 def _check_object(entry: ObjectEntry, url: str) -> None:
     check_key(entry.key)
     sane = entry.key.endswith(".safetensors") and entry.size >= 0 and entry.block_size > 0
+    if sane and entry.digests:
+        sane = len(entry.digests) == digests_length(entry.size, entry.block_size)
     if not sane or len(entry.sums) != sums_length(entry.size, entry.block_size):
         raise CorruptManifest(f"the manifest's entry of {entry.key} contradicts itself", url)

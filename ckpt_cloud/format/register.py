@@ -29,6 +29,20 @@ class ManifestRef(msgspec.Struct, frozen=True):
     sha256: str
 
 
+class Signature(msgspec.Struct, frozen=True):
+    """Who vouches for a committed register.
+
+    Attributes:
+        algorithm: `ed25519`.
+        key: first digits of the public key, for people; may be empty.
+        value: hexadecimal.
+    """
+
+    algorithm: str
+    key: str
+    value: str
+
+
 class Register(msgspec.Struct, frozen=True, omit_defaults=False):
     """State of a checkpoint URL.
 
@@ -38,6 +52,7 @@ class Register(msgspec.Struct, frozen=True, omit_defaults=False):
         fence: no save whose oldest id is below it may ever commit here.
         manifest: set when committed.
         flags: features that a reader must know.
+        signature: of what the register says of the manifest (`ckpt_cloud.signing`); left out where there is none.
     """
 
     state: Literal["committed", "aborted", "deleted"]
@@ -47,6 +62,7 @@ class Register(msgspec.Struct, frozen=True, omit_defaults=False):
     flags: tuple[str, ...] = ()
     format: str = FORMAT
     version: int = VERSION
+    signature: Signature | msgspec.UnsetType = msgspec.UNSET
 
 
 _encoder = msgspec.json.Encoder()

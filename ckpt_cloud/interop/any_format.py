@@ -13,17 +13,22 @@ from ckpt_cloud.reader import ObjectStoreReader, Opened
 AnyReader = ObjectStoreReader | ForeignReader
 
 
-def reader_for(url: str | os.PathLike[str], settings: dict[str, Any], foreign: dict[str, Any]) -> AnyReader:
+def reader_for(
+    url: str | os.PathLike[str], settings: dict[str, Any], foreign: dict[str, Any], signed: dict[str, Any]
+) -> AnyReader:
     """The reader that can read what is at `url`; it has opened it already.
 
     Args:
         settings: arguments of either reader.
         foreign: further ones of `ForeignReader`.
+        signed: further ones of `ObjectStoreReader`; where any is given, no other format will do.
 
     Raises:
         CheckpointNotFound, ...: as `find_any`.
     """
-    ours = ObjectStoreReader(url, **settings)
+    ours = ObjectStoreReader(url, **settings, **signed)
+    if any(value is not None for value in signed.values()):
+        return ours
     other = ForeignReader(url, **settings, **foreign)
     found = find_any(ours, other)
     return adopted(ours, other, found)

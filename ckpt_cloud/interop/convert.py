@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,14 +22,13 @@ from ckpt_cloud.interop.dcp_files import METADATA_KEY
 from ckpt_cloud.interop.dcp_layout import DcpLayout
 from ckpt_cloud.interop.objects import Data, ObjectPlan, ObjectUploader
 from ckpt_cloud.interop.own_format import ITEMS_AT_ONCE, OwnFormat
-from ckpt_cloud.interop.pull import Puller
+from ckpt_cloud.interop.pull import Puller, opened_item
 from ckpt_cloud.interop.safetensors_files import INDEX_KEY, SUFFIX
 from ckpt_cloud.interop.safetensors_layout import MAX_SHARD_BYTES, SINGLE_KEY, check_types, file_plan, index, split
 from ckpt_cloud.interop.torch_layout import Placeholder, layout
 from ckpt_cloud.options import StoreOptions, TransferOptions
 from ckpt_cloud.session import Settings
 from ckpt_cloud.stores import ObjectStore, open_store, parse_url
-from ckpt_cloud.tensors import screen_item
 
 Format = Literal["ckpt-cloud", "dcp", "safetensors", "torch"]
 FORMATS: tuple[Format, ...] = ("ckpt-cloud", "dcp", "safetensors", "torch")
@@ -101,9 +99,9 @@ def convert(
         raise InvalidOption(f"to is {to!r}; it is one of {', '.join(FORMATS)}")
     began = time.monotonic()
     settings = {"store": source_store, "transfer": transfer, "trust": trust}
-    reader = reader_for(source, settings, {"dequantize": dequantize, "extensions": extensions})
+    reader = reader_for(source, settings, {"dequantize": dequantize, "extensions": extensions}, {})
     options = Settings.of(destination_store, transfer, None, None, {})
-    work = _Conversion(Puller(reader), os.fspath(destination), options, overwrite, trust)
+    work = _Conversion(Puller(reader), os.fspath(destination), options, overwrite)
     if to == "ckpt-cloud":
         report = work.to_own().report
     elif to == "dcp":
@@ -136,7 +134,6 @@ class _Conversion:
     destination: str
     settings: Settings
     overwrite: bool
-    trust: bool
     left_out: list[str] = field(default_factory=list)
     recorder: Recorder = field(default_factory=Recorder)
     written: list[str] = field(default_factory=list)
@@ -184,7 +181,7 @@ class _Conversion:
             for fqn, entry in self.puller.tensors.items()
         }
         for at in range(0, len(self.puller.items), ITEMS_AT_ONCE):
-            state |= {fqn: self._value(fqn, value) for fqn, value in self._items(at).items()}
+            state |= {fqn: opened_item(value) for fqn, value in self._items(at).items()}
         paths = self.puller.metadata.planner_data
         if isinstance(paths, Mapping) and all(fqn in paths for fqn in state):
             state = unflatten_state_dict(state, dict(paths))
@@ -239,8 +236,3 @@ class _Conversion:
 
     def _items(self, at: int) -> dict[str, bytes]:
         return self.puller.pull_items(self.puller.items[at : at + ITEMS_AT_ONCE])
-
-    def _value(self, fqn: str, value: bytes) -> Any:
-        if not self.trust:
-            screen_item(fqn, value)
-        return torch.load(io.BytesIO(value), map_location="cpu", weights_only=not self.trust)  # noqa: TID251 - screened

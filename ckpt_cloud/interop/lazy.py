@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import io
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import EllipsisType, TracebackType
 from typing import Any, Self
 
@@ -17,9 +16,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from ckpt_cloud.errors import SliceOutOfBounds, UnknownKey
 from ckpt_cloud.events import Report
 from ckpt_cloud.interop.any_format import AnyReader, reader_for
-from ckpt_cloud.interop.pull import Pull, Puller
+from ckpt_cloud.interop.pull import Pull, Puller, opened_item
 from ckpt_cloud.options import StoreOptions, TransferOptions
-from ckpt_cloud.tensors import screen_item
+from ckpt_cloud.signing import TrustedKey
 
 Index = int | slice | EllipsisType | tuple[int | slice | EllipsisType, ...]
 
@@ -34,6 +33,8 @@ def open(  # noqa: A001 - as ckpt_cloud.open
     transfer: TransferOptions | None = None,
     memory_budget: int | None = None,
     trust: bool = False,
+    trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
+    require_signature: bool | None = None,
     **store_options: Any,
 ) -> Checkpoint:
     """Opens a checkpoint of any format that is known, and fetches nothing yet but what it holds.
@@ -45,6 +46,8 @@ def open(  # noqa: A001 - as ckpt_cloud.open
         url: of the checkpoint; a directory or a single file.
         dequantize, block_size, extensions: as for `ForeignReader`; for other formats than ours.
         store, transfer, memory_budget, trust: as for `ObjectStoreReader`.
+        trusted_keys, require_signature: likewise; with them only checkpoints of ours are opened, since no other format
+            is signed.
 
     Returns:
         A mapping from key to tensor or value.
@@ -54,8 +57,9 @@ def open(  # noqa: A001 - as ckpt_cloud.open
         CorruptManifest, CorruptFile, MissingObject, Unsupported, UntrustedItem, ...: it cannot be read.
     """
     settings = {"store": store, "transfer": transfer, "memory_budget": memory_budget, "trust": trust, **store_options}
+    signed = {"trusted_keys": trusted_keys, "require_signature": require_signature}
     foreign = {"dequantize": dequantize, "block_size": block_size, "extensions": extensions}
-    return Checkpoint(reader_for(url, settings, foreign), trust=trust)
+    return Checkpoint(reader_for(url, settings, foreign, signed))
 
 
 class Checkpoint(Mapping[str, Any]):
@@ -64,9 +68,8 @@ class Checkpoint(Mapping[str, Any]):
     `checkpoint["model.weight"]` is the whole tensor, or the value of what is no tensor. `get_slice` gives a part.
     """
 
-    def __init__(self, reader: AnyReader, *, trust: bool = False) -> None:
+    def __init__(self, reader: AnyReader) -> None:
         self._reader = reader
-        self._trust = trust
         self._puller = Puller(reader)
 
     def __repr__(self) -> str:
@@ -119,10 +122,7 @@ class Checkpoint(Mapping[str, Any]):
         if key in self._puller.tensors:
             return self.get_slice(key)[...]
         self._check(key)
-        value = self._puller.pull_items([key])[key]
-        if not self._trust:
-            screen_item(key, value)
-        return torch.load(io.BytesIO(value), map_location="cpu", weights_only=not self._trust)  # noqa: TID251 - screened
+        return opened_item(self._puller.pull_items([key])[key])
 
     @property
     def tensors(self) -> list[str]:

@@ -16,9 +16,10 @@ from ckpt_cloud.interop.fetch import Fetcher, Span
 from ckpt_cloud.interop.quantized import Dequantizer
 from ckpt_cloud.interop.records import HEAD_BYTES, Undo, open_record, open_view, plain_start, record_limit
 from ckpt_cloud.interop.zips import LOCAL_BYTES, data_start
+from ckpt_cloud.items import screened
 from ckpt_cloud.planning.load import Want
 from ckpt_cloud.planning.slices import Ints
-from ckpt_cloud.tensors import Destination, screen_item
+from ckpt_cloud.tensors import Destination
 
 _ITEM_LIMIT = 2 << 30
 """Of an item that a transform unpacks."""
@@ -152,8 +153,8 @@ class Reads:
             finish()
         values = [self._value(number, item) for number, (_, item) in enumerate(self._items)]
         if not trust:
-            for (request, _), value in zip(self._items, values, strict=True):
-                screen_item(request.storage_index.fqn, value)
+            named = zip(self._items, values, strict=True)
+            values = [screened(request.storage_index.fqn, value) for (request, _), value in named]
         for request, tensor in self._tensors:
             self._planner.commit_tensor(request, tensor)
         for (request, _), value in zip(self._items, values, strict=True):

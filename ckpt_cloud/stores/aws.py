@@ -7,11 +7,13 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import botocore.exceptions
+from botocore.config import Config
 from botocore.configprovider import ConfiguredEndpointProvider
 from botocore.session import Session
 
 from ckpt_cloud.errors import FixRequest, MissingCredentials
 from ckpt_cloud.options import StoreOptions
+from ckpt_cloud.stores.reaching import address, authorities
 
 if TYPE_CHECKING:
     from obstore.store import S3Credential
@@ -20,7 +22,11 @@ _HINT = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or log in (aws sso login), or give the process "
     "a role; pass anonymous=True for a public bucket"
 )
+_REGION = "us-east-1"
+"""Where none is configured: most S3-compatible servers take it."""
 REFRESH_EVERY = timedelta(minutes=5)
+_MARGIN = timedelta(minutes=1)
+"""Keys are not used in their last minute."""
 
 
 class CredentialProvider:
@@ -31,35 +37,57 @@ class CredentialProvider:
 
     def __call__(self) -> S3Credential:
         frozen = self._credentials.get_frozen_credentials()
+        asked_again = datetime.now(UTC) + REFRESH_EVERY
+        # botocore has no public name for it, and renews what is left for less than 10 minutes.
+        end = getattr(self._credentials, "_expiry_time", None)
         return {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
             "token": frozen.token,
-            "expires_at": datetime.now(UTC) + REFRESH_EVERY,
+            "expires_at": min(asked_again, end.astimezone(UTC) - _MARGIN) if end else asked_again,
         }
 
 
-def session(options: StoreOptions, url: str) -> Session:
-    """botocore's session for `options`, the one that boto3 would work with.
+def session(options: StoreOptions, url: str, kind: type[Session] = Session, config: type[Config] = Config) -> Session:
+    """botocore's session for `options`, the one that boto3 would work with, also for asking for credentials.
+
+    Args:
+        options: come before what is configured.
+        url: for messages.
+        kind, config: other classes of sessions and of their settings, such as aiobotocore's.
 
     Raises:
         FixRequest: the profile does not exist or the shared config cannot be read.
     """
-    found = Session(profile=options.profile)
-    if options.region:
-        found.set_config_variable("region", options.region)
+    found = kind(profile=options.profile)
+    if options.ca_bundle:
+        found.set_config_variable("ca_bundle", options.ca_bundle)
+    if options.proxy_url:
+        found.set_default_client_config(config(proxies={"http": options.proxy_url, "https": options.proxy_url}))
     if options.access_key_id and options.secret_access_key:
         found.set_credentials(options.access_key_id, options.secret_access_key, options.session_token)
     try:
         found.get_scoped_config()
+        configured = found.get_config_variable("region")
     except botocore.exceptions.BotoCoreError as error:
         raise FixRequest(f"the AWS configuration cannot be used: {error}", url, "check AWS_PROFILE") from None
+    found.set_config_variable("region", options.region or configured or os.environ.get("AWS_REGION") or _REGION)
     return found
 
 
 def region(chain: Session) -> str:
-    """The configured region; us-east-1, which most S3-compatible servers take, where there is none."""
-    return str(chain.get_config_variable("region") or os.environ.get("AWS_REGION") or "us-east-1")
+    """The region that requests are signed for."""
+    return str(chain.get_config_variable("region"))
+
+
+def ca_bundle(chain: Session, url: str) -> str | None:
+    """The file of certificate authorities that boto3 would trust, other than its own.
+
+    Raises:
+        FixRequest: it cannot be used.
+    """
+    found = chain.get_config_variable("ca_bundle")
+    return authorities(str(found), url) if found else None
 
 
 def credential_provider(chain: Session, options: StoreOptions, url: str) -> CredentialProvider:
@@ -80,10 +108,17 @@ def credential_provider(chain: Session, options: StoreOptions, url: str) -> Cred
     return CredentialProvider(credentials)
 
 
-def endpoint_url(chain: Session, options: StoreOptions) -> str | None:
-    """The endpoint that boto3 would use where one is configured, or None for AWS itself."""
-    if options.endpoint_url:
-        return options.endpoint_url
+def endpoint_url(chain: Session, options: StoreOptions, url: str) -> str | None:
+    """The endpoint that boto3 would use where one is configured, or None for AWS itself.
+
+    Raises:
+        FixRequest: it is no address.
+    """
+    found = options.endpoint_url or _configured_endpoint(chain)
+    return address(found, "endpoint", url) if found else None
+
+
+def _configured_endpoint(chain: Session) -> str | None:
     if chain.get_config_variable("ignore_configured_endpoint_urls"):
         return None
     config = {"full_config": chain.full_config, "scoped_config": chain.get_scoped_config()}

@@ -13,15 +13,37 @@ from ckpt_cloud.errors import (
     FixRequest,
     MissingCredentials,
     NotFound,
+    PermissionDenied,
+    PreconditionFailed,
     RequestRefused,
     StoreUnavailable,
     Throttled,
+    Unsupported,
     WrongRegion,
     redacted,
 )
-from ckpt_cloud.stores.foreign_errors import BY_CODE, by_code, in_region, untrusted
+from ckpt_cloud.stores.foreign_errors import BY_CODE, by_code, in_region, renew_hint, untrusted
+from ckpt_cloud.stores.reaching import unanswered
 
 _SERVER = 500
+_ASKING_FOR_KEYS = ("AssumeRole", "AssumeRoleWithWebIdentity", "GetRoleCredentials", "CreateToken")
+"""What is asked of STS and SSO on the way to the store; a refusal there is none of the store's."""
+
+
+def about_keys(error: foreign.ClientError) -> bool:
+    """Whether it was not the store that refused, but the service that gives keys for a role."""
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return error.operation_name in _ASKING_FOR_KEYS and 400 <= status < _SERVER
+
+
+_NO_KEYS = (
+    # Of a service that gives keys, and of chains that end.
+    foreign.ClientError,
+    foreign.NoCredentialsError,
+    foreign.CredentialRetrievalError,
+    foreign.SSOError,
+    foreign.TokenRetrievalError,
+)
 
 
 @contextmanager
@@ -37,15 +59,14 @@ def translated(operation: str, url: str) -> Iterator[None]:
 
 def translate(error: BaseException, operation: str, url: str) -> CkptCloudError:
     """Our error for one of botocore's: by S3's code, then by the HTTP status, then by type."""
-    if isinstance(error, foreign.ClientError):
+    if isinstance(error, foreign.ClientError) and not about_keys(error):
         return _answered(error, operation, url)
-    if isinstance(error, foreign.NoCredentialsError | foreign.CredentialRetrievalError):
-        return MissingCredentials(f"{operation}: no usable AWS credentials", url, "set AWS_PROFILE or log in")
+    if isinstance(error, _NO_KEYS):
+        return MissingCredentials(f"{operation}: no usable AWS credentials", url, renew_hint("s3://"))
     if isinstance(error, foreign.SSLError) and "certificate" in str(error).lower():
         return untrusted(operation, url)
     if isinstance(error, foreign.HTTPClientError | foreign.ConnectionError):
-        hint = "check the endpoint and the network, then try again"
-        return StoreUnavailable(f"{operation}: no answer (refused, reset or timed out)", url, hint)
+        return unanswered(operation, url, error)
     return FixRequest(f"{operation}: the AWS configuration cannot be used", url, "check AWS_PROFILE")
 
 
@@ -65,6 +86,12 @@ def _answered(error: foreign.ClientError, operation: str, url: str) -> CkptCloud
         region = _region(error)
         ours = WrongRegion(f"{operation}: the bucket is in another region", url, "set AWS_REGION or region=")
         return in_region(region, ours) if region else ours
+    if status == 412 or code == "PreconditionFailed":
+        return PreconditionFailed(f"{operation}: the object is another version", url)
+    if status in (401, 403):
+        return PermissionDenied(f"{operation}: the store answered {status} {code}", url, BY_CODE["AccessDenied"][2])
+    if status == 501:
+        return Unsupported(f"{operation}: the store does not implement this request", url)
     if status == 429:
         return Throttled(f"{operation}: the store asks for fewer requests", url)
     if status == 404:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import urllib.parse
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from ckpt_cloud.errors import FixRequest, MissingCredentials
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores.location import Location
+from ckpt_cloud.stores.reaching import address
 
 _HINT = (
     "set AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or "
@@ -63,8 +65,11 @@ def account(location: Location, options: StoreOptions) -> Account:
     if host and parts.get("AccountName", name) != name:
         known = parts["AccountName"]
         raise FixRequest(f"the URL names the account {name}, the configuration {known}", location.url, _HINT)
-    endpoint = parts.get("BlobEndpoint") or _endpoint(name, host, parts)
-    return Account(name, endpoint.rstrip("/"), parts.get("AccountKey"), parts.get("SharedAccessSignature"))
+    endpoint = address(parts.get("BlobEndpoint") or _endpoint(name, host, parts), "endpoint", location.url)
+    key = parts.get("AccountKey")
+    if key and not _is_base64(key):
+        raise FixRequest("the Azure account key is not Base64", location.url, "copy it anew, with its = at the end")
+    return Account(name, endpoint, key, parts.get("SharedAccessSignature"))
 
 
 def _configured(location: Location, options: StoreOptions) -> dict[str, str]:
@@ -108,6 +113,13 @@ def _endpoint(name: str, host: str, parts: dict[str, str]) -> str:
         # The URL's host names the data lake's endpoint; blobs have their own beside it.
         suffix = host.partition(".")[2].removeprefix("dfs.").removeprefix("blob.")
     return f"{parts.get('DefaultEndpointsProtocol', 'https')}://{name}.blob.{suffix}"
+
+
+def _is_base64(text: str) -> bool:
+    try:
+        return bool(base64.b64decode(text, validate=True))
+    except ValueError:
+        return False
 
 
 def _from_endpoint(endpoint: str | None) -> str | None:

@@ -6,8 +6,6 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-import numpy as np
-
 if TYPE_CHECKING:
     from ckpt_cloud.stores.capabilities import Capabilities
 
@@ -181,6 +179,8 @@ class ObjectStore(Protocol):
 
 def fill(into: Sequence[memoryview], data: memoryview) -> None:
     """Copies `data` into the buffers `into`, one after another; lets other threads run meanwhile."""
+    import numpy as np
+
     at = 0
     for view in into:
         np.copyto(np.frombuffer(view, np.uint8), np.frombuffer(data[at : at + len(view)], np.uint8))

@@ -38,6 +38,16 @@ class BesideS3:
         """AbortMultipartUpload; one that is gone is not missed."""
         await in_thread(self._abort, upload)
 
+    async def delete_one_by_one(self, keys: Sequence[str]) -> None:
+        """DeleteObject of each; one that is gone is not missed."""
+        await in_thread(self._delete, keys)
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        client = self.client()
+        for key in keys:
+            with translated("delete", f"{self._location.url}/{key}"):
+                client.delete_object(Bucket=self._location.bucket, Key=join(self._location.path, key), **self._payer())
+
     async def check_listing(self) -> None:
         """Asks for a listing that seems empty once more, since anything but a listing reads as one to obstore.
 
@@ -100,14 +110,11 @@ class BesideS3:
             "read_timeout": options.request_timeout_s,
             "s3": {"addressing_style": "virtual" if virtual else "path"},
         }
-        if options.proxy_url:
-            config["proxies"] = {"http": options.proxy_url, "https": options.proxy_url}
         if options.anonymous:
             config["signature_version"] = botocore.UNSIGNED
         return self._chain.create_client(
             "s3",
             region_name=aws.region(self._chain),
             endpoint_url=self._endpoint,
-            verify=options.ca_bundle,
             config=Config(**config),
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckpt_cloud.errors import AlreadyExists, CkptCloudError, PreconditionFailed, RequestRefused, Unsupported
-from ckpt_cloud.format.layout import DATA_PREFIX, mint_id
+from ckpt_cloud.format.layout import DATA_PREFIX, PROBE, mint_id
 from ckpt_cloud.stores.base import CREATE, Condition, Replace
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ async def remembered(store: ObjectStore, name: str) -> Capabilities:
 
 async def probe(store: ObjectStore) -> Capabilities:
     """Tries both conditions on a throw-away key, in four requests; the key is one that a collector would remove."""
-    key = f"{DATA_PREFIX}{mint_id(time.time_ns() // 1_000_000, os.urandom(10))}/probe"
+    key = f"{DATA_PREFIX}{mint_id(time.time_ns() // 1_000_000, os.urandom(10))}/{PROBE}"
     await store.put(key, b"probe")
     try:
         create, replace = await asyncio.gather(

@@ -102,4 +102,6 @@ def open_composer(location: Location, options: StoreOptions) -> Composer | None:
     if location.dialect != "s3" or special or engine_for(location, options) != "native":
         return None
     chain = aws.session(options, location.url)
-    return Composer(BesideS3(chain, location, options, endpoint=aws.endpoint_url(chain, options)), location)
+    return Composer(
+        BesideS3(chain, location, options, endpoint=aws.endpoint_url(chain, options, location.url)), location
+    )

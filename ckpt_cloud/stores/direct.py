@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -50,6 +51,7 @@ class DirectReads:
         self._idle: list[http.client.HTTPConnection] = []
         self._urls: dict[str, tuple[str, float]] = {}
         self._failures = 0
+        weakref.finalize(self, _close_all, self._idle).atexit = False
 
     async def read(self, key: str, start: int, end: int, into: Sequence[memoryview], version: str | None) -> bool:
         """Fills `into`, one after another, with the object's bytes from `start` to `end`; whether it did.
@@ -160,6 +162,11 @@ class _Request:
         if response.length != end - start:
             return False
         return all(response.readinto(view) == len(view) for view in self._into) and not response.length
+
+
+def _close_all(connections: list[http.client.HTTPConnection]) -> None:
+    for connection in connections:
+        connection.close()
 
 
 def reached_directly(url: str, proxy_url: str | None) -> bool:

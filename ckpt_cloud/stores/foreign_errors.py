@@ -30,8 +30,10 @@ from ckpt_cloud.errors import (
     WrongRegion,
     redacted,
 )
+from ckpt_cloud.stores.reaching import HINT, unanswered
 
-_CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>")
+_CODE = re.compile(r"(?:<Code>\s*|\(code: )(\w+)(?:\s*</Code>|\))")
+"""In an answer, or of one key in that to a bulk delete."""
 _REGION = re.compile(r"<Region>\s*([a-z0-9-]+)\s*</Region>")
 _ENDPOINT = re.compile(r"<Endpoint>\s*(?:[^<]*\.)?s3[.-]([a-z]{2}[a-z-]*-\d)\.[^<]*</Endpoint>")
 _NO_CREDENTIALS = re.compile(
@@ -53,10 +55,12 @@ _AZURE_HINT = (
     "check the account, its key, SAS or identity (AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_*, az login), and "
     "that it may read, write and list here (Storage Blob Data Contributor)"
 )
-_RENEW_HINT = (
-    "set or renew them: AWS_PROFILE, AWS_ACCESS_KEY_ID or aws sso login; AZURE_STORAGE_CONNECTION_STRING, "
-    "AZURE_STORAGE_* or az login; GOOGLE_APPLICATION_CREDENTIALS or gcloud auth application-default login"
-)
+_RENEW_HINTS = {
+    "s3": "set or renew them: AWS_PROFILE, AWS_ACCESS_KEY_ID or aws sso login",
+    "gs": "set or renew them: GOOGLE_APPLICATION_CREDENTIALS or gcloud auth application-default login",
+    "az": "set or renew them: AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_* or az login",
+}
+_PROXY_HINT = "a proxy may answer in its place: check the endpoint, proxy_url and the HTTPS_PROXY variable"
 _NOT_A_DIRECTORY = "Not a directory (os error 20)"
 _READS = ("head", "get", "read")
 """For which a file where a directory should be means that there is no such object."""
@@ -140,7 +144,7 @@ def translate(error: BaseException, operation: str, url: str) -> CkptCloudError:
     if code and code[1] in BY_CODE:
         return by_code(code[1], text, operation, url)
     if _NO_CREDENTIALS.search(text) and not _STATUS.search(text):
-        return MissingCredentials(f"{operation}: the credentials cannot be had", url, _RENEW_HINT)
+        return MissingCredentials(f"{operation}: the credentials cannot be had", url, renew_hint(url))
     if _CERTIFICATE.search(text):
         return untrusted(operation, url)
     if _NOT_A_DIRECTORY in text and operation in _READS:
@@ -170,6 +174,12 @@ def in_region(region: str, error: WrongRegion) -> WrongRegion:
     )
 
 
+def renew_hint(url: str) -> str:
+    """Where the credentials for `url` come from."""
+    scheme = url.partition("://")[0].removeprefix("fsspec+")
+    return _RENEW_HINTS["gs" if scheme in ("gs", "gcs") else "s3" if scheme == "s3" else "az"]
+
+
 def untrusted(operation: str, url: str) -> CkptCloudError:
     """For a TLS handshake that ended over the certificate."""
     hint = "name its authority with ca_bundle or AWS_CA_BUNDLE, and check the endpoint's name and the clock"
@@ -178,9 +188,13 @@ def untrusted(operation: str, url: str) -> CkptCloudError:
 
 def web_page(status: int, operation: str, url: str) -> CkptCloudError:
     """For HTML where a store's answer should be."""
-    hint = "a proxy answers in its place: check the endpoint, proxy_url and the HTTPS_PROXY variable"
     kind = RequestRefused if 400 <= status < 500 else StoreUnavailable
-    return kind(f"{operation}: a web page came back (status {status}), not a store's answer", url, hint)
+    return kind(f"{operation}: a web page came back (status {status}), not a store's answer", url, _PROXY_HINT)
+
+
+def gibberish(operation: str, url: str) -> CkptCloudError:
+    """For an answer that its library cannot read."""
+    return StoreUnavailable(f"{operation}: what came back is not a store's answer", url, _PROXY_HINT)
 
 
 def _by_status(text: str, code: str, operation: str, url: str) -> CkptCloudError:
@@ -196,5 +210,6 @@ def _by_status(text: str, code: str, operation: str, url: str) -> CkptCloudError
         return PermissionDenied(f"{operation}: the store answered {status} {code}".rstrip(), url, _PERMISSION_HINT)
     if 400 <= status < 500 and status not in (408, 409):
         return RequestRefused(f"{operation}: the store answered {status} {code}".rstrip(), url)
-    said = f"the store answered {status} {code}".rstrip() if status else "no answer (refused, reset or timed out)"
-    return StoreUnavailable(f"{operation}: {said}", url, "check the endpoint and the network, then try again")
+    if not status:
+        return unanswered(operation, url, text)
+    return StoreUnavailable(f"{operation}: the store answered {status} {code}".rstrip(), url, HINT)

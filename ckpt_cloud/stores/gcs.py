@@ -50,7 +50,7 @@ def open_gcs(location: Location, options: StoreOptions) -> NativeStore:
     Raises:
         MissingCredentials, FixRequest, Unsupported: from the configuration.
     """
-    endpoint = google_settings.endpoint_url(options)
+    endpoint = google_settings.endpoint_url(options, location.url)
     config: GCSConfig = {}
     if endpoint:
         config["base_url"] = endpoint

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_cloud.errors import FixRequest, MissingCredentials, Unsupported
 from ckpt_cloud.options import StoreOptions
+from ckpt_cloud.stores.reaching import address
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
@@ -20,12 +21,16 @@ _HINT = (
 )
 
 
-def endpoint_url(options: StoreOptions) -> str | None:
-    """As asked, else the emulator's; None for Google itself."""
+def endpoint_url(options: StoreOptions, url: str) -> str | None:
+    """As asked, else the emulator's; None for Google itself.
+
+    Raises:
+        FixRequest: it is no address.
+    """
     asked = options.endpoint_url or os.environ.get("STORAGE_EMULATOR_HOST")
     if not asked or asked == "default":
         return None
-    return (asked if "://" in asked else f"http://{asked}").rstrip("/")
+    return address(asked if "://" in asked else f"http://{asked}", "endpoint", url)
 
 
 def unsigned(options: StoreOptions) -> bool:
@@ -58,8 +63,8 @@ def credentials(options: StoreOptions, url: str) -> Credentials:
                 return google.auth.load_credentials_from_file(options.credentials_file, scopes=[SCOPE])[0]
         return google.auth.default(scopes=[SCOPE])[0]
     except google.auth.exceptions.DefaultCredentialsError:
-        if options.credentials_file:
-            raise FixRequest(f"the credentials file cannot be used: {options.credentials_file}", url, _HINT) from None
+        if file := options.credentials_file or os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
+            raise FixRequest(f"the credentials file cannot be used: {file}", url, _HINT) from None
         raise MissingCredentials("no Google credentials were found", url, _HINT) from None
     except OSError as error:
         raise FixRequest(f"the credentials file cannot be read: {error.strerror}", url, _HINT) from None

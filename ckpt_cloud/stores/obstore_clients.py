@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cloud.errors import FixRequest
 from ckpt_cloud.options import StoreOptions
+from ckpt_cloud.stores import part_retries
 from ckpt_cloud.stores.native import Clients
 
 if TYPE_CHECKING:
@@ -15,10 +16,6 @@ if TYPE_CHECKING:
 
 _STALLED_S = 30.0
 """A body that has brought nothing for this long has stopped coming."""
-_PART_RETRIES = 3
-"""Of one part, before its upload begins again with fewer parts in flight."""
-_PART_FIRST_BACKOFF_S = 0.1
-_PART_MAX_BACKOFF_S = 2.0
 _SIGNED_FOR_S = 240.0
 """A retry keeps its request's signature, which S3 accepts for 15 minutes; obstore asks to stay below 5."""
 
@@ -32,9 +29,6 @@ def clients(
         make: the store for a client and a retry configuration.
         endpoint: other than the cloud's own; plain HTTP is allowed if it says `http://`.
         ca: path of a PEM file with further certificate authorities.
-
-    Raises:
-        FixRequest: that file cannot be read.
     """
     client = _client(options, endpoint, ca)
     stalled = min(_STALLED_S, options.request_timeout_s)
@@ -60,27 +54,19 @@ def _client(options: StoreOptions, endpoint: str | None, ca: str | None) -> Clie
     if options.proxy_url:
         client["proxy_url"] = options.proxy_url
     if ca:
-        client["root_certificate"] = _read(ca)
+        client["root_certificate"] = Path(ca).read_bytes()
     return client
 
 
 def _parts(options: StoreOptions) -> RetryConfig:
-    longest = min(options.retry.max_backoff_s, _PART_MAX_BACKOFF_S)
+    longest = min(options.retry.max_backoff_s, part_retries.MAX_BACKOFF_S)
     return {
-        "max_retries": min(_PART_RETRIES, options.retry.max_retries),
+        "max_retries": min(part_retries.MOST, options.retry.max_retries),
         "retry_timeout": timedelta(seconds=min(options.retry.deadline_s, _SIGNED_FOR_S)),
         "backoff": {
             # obstore draws from between the two, and panics where there is nothing between.
-            "init_backoff": timedelta(seconds=min(_PART_FIRST_BACKOFF_S, longest / 2)),
+            "init_backoff": timedelta(seconds=min(part_retries.FIRST_BACKOFF_S, longest / 2)),
             "max_backoff": timedelta(seconds=longest),
             "base": 2,
         },
     }
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise FixRequest(f"the CA bundle {path} cannot be read: {error.strerror}", hint="set ca_bundle") from None

@@ -15,6 +15,7 @@ from ckpt_cloud.stores.foreign_errors import translated
 from ckpt_cloud.stores.intercept import apply
 from ckpt_cloud.stores.location import Location
 from ckpt_cloud.stores.paced import PacedStore
+from ckpt_cloud.stores.reaching import address, authorities
 
 if TYPE_CHECKING:
     from obstore.store import MemoryStore as ObstoreMemory
@@ -92,7 +93,11 @@ def _unpaced(location: Location, options: StoreOptions) -> ObjectStore:
 
 
 def _check_whole(location: Location, options: StoreOptions) -> None:
-    """Refuses options that lost, on their way to another process, what said where the store is."""
+    """Refuses what is no proxy or CA bundle, and options that lost on their way to another process what said where."""
+    if options.proxy_url:
+        address(options.proxy_url, "proxy_url", location.url)
+    if options.ca_bundle:
+        authorities(options.ca_bundle, location.url)
     for name in ("filesystem", "filesystem_options"):
         if name in options.secrets_dropped:
             hint = "use async_save with threads, or options that the other process finds in its environment"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import urllib.parse
 from collections.abc import Sequence
 from datetime import timedelta
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import obstore
 from obstore.store import S3Store as ObstoreS3
 
-from ckpt_cloud.errors import WrongRegion
+from ckpt_cloud.errors import Unsupported, WrongRegion
 from ckpt_cloud.format.layout import join
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores import aws
@@ -59,6 +58,13 @@ class S3Store(NativeStore):
         region = await self._beside.region()
         return in_region(region, error) if region else error
 
+    async def delete(self, keys: Sequence[str]) -> None:
+        try:
+            await super().delete(keys)
+        except Unsupported:
+            # obstore deletes in bulk only, which some servers do not implement.
+            await self._beside.delete_one_by_one(keys)
+
     async def list_uploads(self, prefix: str = "") -> Sequence[UnfinishedUpload]:
         return await self._beside.list_uploads(prefix)
 
@@ -73,7 +79,7 @@ def open_s3(location: Location, options: StoreOptions) -> NativeStore:
         MissingCredentials, FixRequest: from the configuration.
     """
     chain = aws.session(options, location.url)
-    endpoint = aws.endpoint_url(chain, options)
+    endpoint = aws.endpoint_url(chain, options, location.url)
     provider = None if options.anonymous else aws.credential_provider(chain, options, location.url)
     config = _config(location.bucket, chain, endpoint, options)
 
@@ -82,12 +88,14 @@ def open_s3(location: Location, options: StoreOptions) -> NativeStore:
             location.bucket, config=config, client_options=client, retry_config=retry, credential_provider=provider
         )
 
-    made = clients(make, options, endpoint=endpoint, ca=_ca(options))
+    ca = aws.ca_bundle(chain, location.url)
+    made = clients(make, options, endpoint=endpoint, ca=ca)
     beside = BesideS3(chain, location, options, endpoint=endpoint)
-    return S3Store(made, location, beside, _direct(made, options), probed_as=f"{endpoint or 'aws'} {location.bucket}")
+    probed_as = f"{endpoint or 'aws'} {location.bucket}"
+    return S3Store(made, location, beside, _direct(made, options, ca), probed_as=probed_as)
 
 
-def _direct(clients: Clients, options: StoreOptions) -> DirectReads | None:
+def _direct(clients: Clients, options: StoreOptions, ca: str | None) -> DirectReads | None:
     """Reads past obstore, where a signed URL is all that it takes."""
     if options.anonymous or options.sse_customer_key is not None or options.requester_pays:
         return None
@@ -99,12 +107,8 @@ def _direct(clients: Clients, options: StoreOptions) -> DirectReads | None:
         lambda path: obstore.sign(store, "GET", path, _SIGNED_FOR),
         connect_timeout_s=options.connect_timeout_s,
         stalled_s=min(STALLED_S, options.request_timeout_s),
-        ca=_ca(options),
+        ca=ca,
     )
-
-
-def _ca(options: StoreOptions) -> str | None:
-    return options.ca_bundle or os.environ.get("AWS_CA_BUNDLE")
 
 
 def _config(bucket: str, chain: Session, endpoint: str | None, options: StoreOptions) -> S3Config:

@@ -143,7 +143,8 @@ class _Download:
     def _settle(self, fetch: Fetch, target: _Target) -> int | None:
         """Moves on what is in the buffer, unless a block is wrong: its number."""
         entry = self.objects[fetch.object]
-        bad = first_bad_block(target.views, fetch.start // entry.block_size, entry.sums, entry.block_size)
+        first = fetch.start // entry.block_size
+        bad = first_bad_block(target.views, first, entry.sums, entry.block_size, entry.digests)
         if bad is None and target.buffer is not None:
             for placement in target.moved:
                 self.sink.place(placement, target.buffer)

@@ -99,7 +99,7 @@ class _Upload:
     recorder: Recorder
 
     async def pack(self, key: str, plan: PackPlan) -> ObjectEntry:
-        sums = BlockSums(self.options.block_size)
+        sums = self._sums()
         if plan.size <= plan.part_size:
             version = await self._put(key, plan, sums)
         else:
@@ -107,14 +107,17 @@ class _Upload:
 
             def source() -> AsyncIterator[memoryview]:
                 # Anew for an upload that begins again.
-                begun.append(BlockSums(self.options.block_size))
+                begun.append(self._sums())
                 return self._buffers(key, plan, begun[-1])
 
             lanes = self.options.max_requests
             version = await self.store.put_multipart(key, source, part_size=plan.part_size, concurrency=lanes)
             sums = begun[-1]
         self.recorder.report.objects += 1
-        return ObjectEntry(key, plan.size, self.options.block_size, sums.finish(), version)
+        return ObjectEntry(key, plan.size, self.options.block_size, sums.finish(), version, sums.digests)
+
+    def _sums(self) -> BlockSums:
+        return BlockSums(self.options.block_size, digests=self.options.block_digests)
 
     async def _put(self, key: str, plan: PackPlan, sums: BlockSums) -> str | None:
         """A pack of one part, in one request from one buffer."""

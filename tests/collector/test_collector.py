@@ -21,10 +21,14 @@ from ckpt_cloud.errors import (
     CommitStateUnknown,
     InvalidOption,
     StoreUnavailable,
+    Unsupported,
 )
+from ckpt_cloud.format import register as registers
 from ckpt_cloud.format.layout import mint_id
+from ckpt_cloud.stores.capabilities import Capabilities
 from ckpt_cloud.testing import Faults
 from ckpt_cloud.workers import in_thread
+from tests.collector.conftest import state
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -50,6 +54,8 @@ def test_nothing_young_is_touched(run):
 def test_what_is_not_ours_is_left_alone(run):
     run.save("it", 1)
     strangers = ["notes.txt", "it/readme.md", "it/data/notes.txt", "it/data/short/0.safetensors", "COMMIT.bak"]
+    by_hash = "0" * 8 + "cdef" * 6
+    strangers += [f"it/cache/data/{by_hash}/part.bin", f"sets/data/{by_hash}/manifest.json"]
     for key in strangers:
         run.put(key)
     ckpt_cloud.gc(run.root, older_than=NOW)
@@ -215,6 +221,93 @@ def test_a_commit_that_never_answered_is_settled_later(run):
         assert run.load(name) == (7 if applied else CheckpointDeleted)
         run.save(name, 8, overwrite=True)
         assert run.load(name) == 8
+
+
+def test_settling_covers_saves_of_clocks_that_are_ahead(run, monkeypatch):
+    """Else the lost write could still land, after somebody was told that it did not."""
+    real = time.time_ns
+    monkeypatch.setattr("time.time_ns", lambda: real() + 3_600_000_000_000)
+    faults = Faults()
+    faults.fail("put", "COMMIT", StoreUnavailable, times=1000)
+    with faults.everywhere(), pytest.raises(CommitStateUnknown) as unknown:
+        run.save("it", 7)
+    monkeypatch.undo()
+    (key,) = [key for key in run.stored() if key.endswith("manifest")]
+    attempt = key.split("/")[-2]
+    assert attempt in str(unknown.value)
+    assert ckpt_cloud.resolve(run.url("it")).state == "aborted"
+    register = registers.decode(run.read("it/COMMIT"), "it")
+    assert register.fence > attempt
+
+
+def test_ranks_that_do_not_coordinate_are_deleted_and_collected_too(run):
+    url = run.url("it")
+    for rank in range(2):
+        for value in (1, 2):
+            writer = ckpt_cloud.ObjectStoreWriter(f"{url}/rank-{rank:05d}", overwrite=True)
+            ckpt_cloud.save(state(value), storage_writer=writer)
+    collected = ckpt_cloud.gc(run.root, older_than=NOW)
+    assert len(collected.objects) == 4
+    assert set(run.stored()) == run.needed()
+    assert run.load("it/rank-00001") == 2
+    ckpt_cloud.delete(url)
+    assert run.stored() == ["it/rank-00000/COMMIT", "it/rank-00001/COMMIT"]
+    assert run.load("it/rank-00001") is CheckpointDeleted
+
+
+def test_checkpoints_within_and_below_each_other_are_kept_apart(run):
+    """A root that is a checkpoint itself, one below it, and one that is called `data`."""
+    for name, value in (("it", 1), ("it/best", 2), ("it/data", 3), ("it/data/deep", 4)):
+        run.save(name, value)
+    dead = minted(30)
+    run.put(f"it/best/data/{dead}/0.safetensors")
+    run.put(f"it/data/data/{dead}/0.safetensors")
+    collected = ckpt_cloud.gc(run.url("it"), older_than=NOW)
+    assert sorted(each.key.split("/")[0] for each in collected.objects) == ["best", "data"]
+    ckpt_cloud.delete(run.url("it"))
+    assert [run.load(name) for name in ("it", "it/best", "it/data", "it/data/deep")] == [CheckpointDeleted, 2, 3, 4]
+    assert set(run.stored()) == run.needed()
+
+
+def test_spread_keys_are_collected_like_others(run):
+    writer = ckpt_cloud.ObjectStoreWriter(run.url("it"), transfer=ckpt_cloud.TransferOptions(spread=2))
+    ckpt_cloud.save(state(1), storage_writer=writer)
+    assert any("-" in key for key in run.stored())
+    run.save("it", 2, overwrite=True)
+    assert len(ckpt_cloud.gc(run.root, older_than=NOW).objects) == 2
+    assert run.load("it") == 2
+    ckpt_cloud.delete(run.url("it"))
+    assert run.stored() == ["it/COMMIT"]
+
+
+def test_no_more_checkpoints_are_held_in_memory_than_are_looked_at_together(run):
+    """However many there are below the root: each name has a listing of its own."""
+    for number in range(30):
+        run.put(f"step-{number}/data/{minted(30)}/0.safetensors")
+    faults = Faults()
+    with faults.everywhere():
+        assert len(ckpt_cloud.gc(run.root, older_than=NOW).objects) == 30
+    listed = [operation.key for operation in faults.operations if operation.operation == "list"]
+    assert sorted(listed) == sorted(f"step-{number}" for number in range(30))
+
+
+def test_where_conditions_are_ignored_nothing_is_collected_or_deleted(run, monkeypatch):
+    """A fence that overwrites whatever is there could undo a commit."""
+    run.save("it", 1)
+    run.save("it", 2, overwrite=True)
+
+    async def none(store):
+        return Capabilities(conditional_create=False, conditional_replace=False)
+
+    monkeypatch.setattr("ckpt_cloud.stores.native.NativeStore.capabilities", none)
+    before = run.stored()
+    for act in (ckpt_cloud.delete, ckpt_cloud.resolve, lambda url: ckpt_cloud.gc(url, older_than=NOW)):
+        with pytest.raises(Unsupported, match="ignores conditional writes"):
+            act(run.url("it"))
+    assert len(ckpt_cloud.gc(run.root, older_than=NOW, dry_run=True).objects) == 2
+    assert run.stored() == before
+    assert len(ckpt_cloud.gc(run.root, older_than=NOW, allow_unsafe_commit=True).objects) == 2
+    assert run.load("it") == 2
 
 
 def test_a_negative_age(run):

@@ -1,9 +1,10 @@
-"""Every store operation of a save, an overwrite, a delete and a collection fails, is lost or is the last one.
+"""Every store operation of a save, an overwrite, a delete and a collection fails, is lost, hangs or is the last one.
 
 Each time all that must hold is looked at: what is visible is whole, what was acknowledged is there, the other
 checkpoint is untouched, and once the collector ran nothing is left that no checkpoint needs.
 """
 
+import threading
 from datetime import timedelta
 
 import pytest
@@ -83,6 +84,7 @@ KINDS = {
     "lost-answer": lambda faults, k: faults.fail("*", after=k, times=1, applied=True),
     "gone-before": lambda faults, k: faults.crash_at(k + 1),
     "gone-after": lambda faults, k: (faults.fail("*", after=k, times=1, applied=True), faults.crash_at(k + 2)),
+    "hang": lambda faults, k: faults.hang("*", after=k, times=1),
 }
 
 
@@ -97,14 +99,37 @@ def test_every_operation(new_run, scenario, kind):
         prepare(run)
         faults = Faults()
         KINDS[kind](faults, k)
-        error = None
+        where = f"{scenario} {kind} at {k}"
         with faults.everywhere():
-            try:
-                act(run)
-            except CkptCloudError as raised:
-                error = raised
+            error = hung(run, scenario, faults, k, where) if kind == "hang" else failure_of(act, run)
         faults.clear()
-        check(run, scenario, error, where=f"{scenario} {kind} at {k}")
+        check(run, scenario, error, where)
+
+
+def failure_of(act, run):
+    try:
+        act(run)
+    except CkptCloudError as error:
+        return error
+    return None
+
+
+def hung(run, scenario, faults, k, where):
+    """While it hangs, others look and a collector that spares nothing runs; then it goes on."""
+    outcome = []
+    thread = threading.Thread(target=lambda: outcome.append(failure_of(SCENARIOS[scenario][1], run)))
+    thread.start()
+    while len(faults.operations) <= k and thread.is_alive():
+        thread.join(0.001)
+    assert thread.is_alive(), f"{where}: nothing hangs"
+    seen = run.load("it")
+    assert same(seen, AFTER[scenario]) or same(seen, BEFORE[scenario]), where
+    collect(run)
+    assert same(run.load("it"), seen), f"{where}: the collector changed what is visible"
+    faults.release()
+    thread.join()
+    assert outcome, f"{where}: it ended otherwise than with a typed error"
+    return outcome[0]
 
 
 def check(run, scenario, error, where):

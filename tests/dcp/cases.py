@@ -231,3 +231,20 @@ def other_calls(root):
 def load_own(url):
     """On another number of ranks than saved their own checkpoints there."""
     return error_of(lambda: ckpt_cloud.load({"t": torch.zeros(10, 2)}, checkpoint_id=url))
+
+
+def bad_input(root):
+    """What each rank is told of checkpoints that do not fit, or that cannot be read."""
+    last = dist.get_rank() == dist.get_world_size() - 1
+
+    def told(name, state):
+        return error_of(lambda: ckpt_cloud.load(state, checkpoint_id=f"{root}/{name}"))
+
+    good = {"w": torch.zeros(6, 2), "n": 0}
+    return {
+        **{name: told(name, dict(good)) for name in ("newer", "flag", "manifest")},
+        "shape": told("good", good | {"w": torch.zeros(7 if last else 6, 2)}),
+        "dtype": told("good", good | {"w": torch.zeros(6, 2, dtype=torch.int64)}),
+        "key": told("good", good | ({"only here": torch.zeros(1)} if last else {})),
+        "kind": told("good", good | {"w": 1}),
+    }

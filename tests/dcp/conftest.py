@@ -1,6 +1,7 @@
 """Places to save to, and what is stored there seen from outside."""
 
 import secrets
+import sys
 from pathlib import Path
 
 import boto3
@@ -10,8 +11,19 @@ from ckpt_cloud import bridge
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores import open_store, parse_url
 
+# Spawned ranks import what they are to do by name.
+sys.path.insert(0, str(Path(__file__).parent))
+
 CLOUDS = {"s3": ("moto_server", "s3"), "azure": ("azurite", "az"), "gcs": ("fake_gcs", "gs")}
 """Fixture and scheme."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_ranks_left():
+    """Ranks that were kept from test to test end with the session."""
+    yield
+    if "ranks" in sys.modules:
+        sys.modules["ranks"].close()
 
 
 @pytest.fixture

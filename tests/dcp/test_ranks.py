@@ -1,23 +1,11 @@
 """Real ranks: sharded state saved on some, loaded on others."""
 
-import sys
-from pathlib import Path
-
+import cases
 import pytest
+import ranks
+import torch
 
 import ckpt_cloud
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import cases
-import ranks
-
-
-@pytest.fixture(autouse=True)
-def importable_in_ranks(monkeypatch):
-    """Spawned ranks import `cases` by name."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.mark.parametrize("place", ["file", pytest.param("s3", marks=pytest.mark.slow)])
@@ -57,6 +45,34 @@ def test_all_ranks_are_told_what_failed_on_one(tmp_path):
     assert "only here" in told[0]["rank 1 write"][1]
     left = [path for path in (tmp_path / "run" / "failed").rglob("*") if path.is_file()]
     assert left == []
+
+
+def test_bad_input_is_refused_alike_on_all_ranks(tmp_path):
+    for name in ("good", "newer", "flag", "manifest"):
+        ckpt_cloud.save({"w": torch.ones(6, 2), "n": 1}, checkpoint_id=f"{tmp_path}/run/{name}")
+    for name, old, new in (
+        ("newer", '"version": 1', '"version": 2'),
+        ("flag", '"flags": []', '"flags": ["time-travel"]'),
+    ):
+        commit = tmp_path / "run" / name / "COMMIT"
+        assert old in commit.read_text()
+        commit.write_text(commit.read_text().replace(old, new))
+    (manifest,) = (tmp_path / "run/manifest/data").rglob("manifest")
+    manifest.write_bytes(manifest.read_bytes()[:-1])
+    told = ranks.run(2, cases.bad_input, tmp_path, f"file://{tmp_path}/run")
+    assert told[0] == told[1]
+    expected = {
+        "newer": ("Unsupported", "version 2"),
+        "flag": ("Unsupported", "time-travel"),
+        "manifest": ("CorruptManifest", ""),
+        "shape": ("StateMismatch", "w: stored shape (6, 2), state (7, 2)"),
+        "dtype": ("StateMismatch", "w: stored torch.float32, state torch.int64"),
+        "key": ("StateMismatch", "only here is not in the checkpoint"),
+        "kind": ("StateMismatch", "w: stored as a tensor of shape (6, 2), state has int"),
+    }
+    for name, (kind, said) in expected.items():
+        assert told[0][name][0] == kind, name
+        assert said in told[0][name][1], name
 
 
 def test_other_ways_to_call(tmp_path):

@@ -24,6 +24,8 @@ class Request:
     query: dict
     headers: dict
     body: bytes
+    target: str = ""
+    """As it was asked for, for whoever hands it on."""
 
 
 @dataclass

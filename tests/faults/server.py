@@ -24,6 +24,7 @@ class Fault:
     query: str | None
     times: float
     after: int
+    midway: bool = False
     hits: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -90,8 +91,9 @@ class FaultServer:
     def create_bucket(self, bucket):
         self.dialect.buckets.add(bucket)
 
-    def fault(self, act, *, method=None, key="*", query=None, times=float("inf"), after=0):
-        rule = Fault(act, method, key, query, times, after)
+    def fault(self, act, *, method=None, key="*", query=None, times=float("inf"), after=0, midway=False):
+        """With `midway`, `act` has its turn when half of the request's body has come."""
+        rule = Fault(act, method, key, query, times, after, midway)
         self._faults.append(rule)
         return rule
 
@@ -104,6 +106,9 @@ class FaultServer:
     def outcomes(self):
         """How many requests of each method."""
         return Counter(request.method for request in self.requests)
+
+    def due(self, request, *, midway):
+        return next((rule for rule in list(self._faults) if rule.midway == midway and rule.takes(request)), None)
 
     def handle(self, exchange):
         request = exchange.request
@@ -119,7 +124,7 @@ class FaultServer:
             if crowded:
                 exchange.send(refusal(503, "SlowDown"))
                 return
-            rule = next((rule for rule in list(self._faults) if rule.takes(request)), None)
+            rule = self.due(request, midway=False)
             (rule.act if rule else as_it_should)(exchange)
         finally:
             with self._lock:
@@ -161,9 +166,26 @@ class _Handler(BaseHTTPRequestHandler):
         bucket, _, key = urllib.parse.unquote(url.path.lstrip("/")).partition("/")
         query = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        body = self.rfile.read(int(headers.get("content-length", 0)))
-        request = Request(self.command, bucket, key, query, headers, body)
-        self.server.server.handle(Exchange(self, request, self.server.server))
+        request = Request(self.command, bucket, key, query, headers, b"", self.path)
+        exchange = Exchange(self, request, self.server.server)
+        midway = self.server.server.due(request, midway=True)
+        length = int(headers.get("content-length", 0))
+        if headers.get("transfer-encoding") == "chunked":
+            request.body = self._chunks()
+        else:
+            request.body = self.rfile.read(length // 2 if midway else length)
+        if midway:
+            midway.act(exchange)
+        else:
+            self.server.server.handle(exchange)
+
+    def _chunks(self):
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do_anything  # noqa: N815 - http.server's names
 
@@ -186,7 +208,8 @@ class Exchange:
         handler.send_response(answer.status)
         for name, value in answer.headers.items():
             handler.send_header(name, value)
-        handler.send_header("Content-Length", str(len(answer.body)))
+        if "Content-Length" not in answer.headers:
+            handler.send_header("Content-Length", str(len(answer.body)))
         handler.end_headers()
         if self.request.method != "HEAD":
             handler.wfile.write(answer.body[: len(answer.body) - cut])

@@ -162,7 +162,6 @@ echo '"Expiration": "'$(date -u -d '+3 seconds' +%Y-%m-%dT%H:%M:%SZ)'"}}'
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setattr("ckpt_cloud.stores.aws.REFRESH_EVERY", __import__("datetime").timedelta(0))
     store = open_store(parse_url("s3://bucket/p"), StoreOptions(engine=engine))
     await store.put_multipart("k", stream(*[secrets.token_bytes(5 * MIB)] * 6), part_size=5 * MIB, concurrency=1)
     keys = {request.headers["authorization"].split("Credential=")[1].split("/")[0] for request in server.requests}

@@ -207,6 +207,14 @@ async def test_an_upload_survives(server, opened, query, act):
     assert stored == content
 
 
+async def test_a_part_that_fails_is_sent_again_by_itself(server, opened):
+    fault = server.fault(faults.refuse(500, "InternalError"), query="partNumber", times=2, after=1)
+    await opened().put_multipart("k", stream(b"x" * (16 * MIB)), part_size=5 * MIB, concurrency=1)
+    assert fault.hits == 2
+    assert server.count("PUT", "partNumber") == 6, "four parts, and one of them twice more"
+    assert server.count("POST", "uploads") == 1
+
+
 async def test_a_completion_that_fails_in_a_200_is_no_success(server, opened):
     store = opened()
     content = secrets.token_bytes(6 * MIB)

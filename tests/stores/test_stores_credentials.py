@@ -18,7 +18,7 @@ def found(**options):
     options = StoreOptions(**options)
     chain = aws.session(options, URL)
     keys = aws.credential_provider(chain, options, URL)()
-    endpoint = aws.endpoint_url(chain, options)
+    endpoint = aws.endpoint_url(chain, options, URL)
     return keys["access_key_id"], keys["secret_access_key"], keys["token"], endpoint, aws.region(chain)
 
 

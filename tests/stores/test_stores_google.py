@@ -92,12 +92,12 @@ def test_a_file_that_is_no_key(tmp_path, engine):
 
 
 def test_the_emulator(monkeypatch):
-    assert google_settings.endpoint_url(StoreOptions()) is None
+    assert google_settings.endpoint_url(StoreOptions(), URL) is None
     assert not google_settings.unsigned(StoreOptions())
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "127.0.0.1:4443/")
-    assert google_settings.endpoint_url(StoreOptions()) == "http://127.0.0.1:4443"
+    assert google_settings.endpoint_url(StoreOptions(), URL) == "http://127.0.0.1:4443"
     assert google_settings.unsigned(StoreOptions())
     assert not google_settings.unsigned(StoreOptions(access_token="t"))
-    assert google_settings.endpoint_url(StoreOptions(endpoint_url="http://other:1")) == "http://other:1"
+    assert google_settings.endpoint_url(StoreOptions(endpoint_url="http://other:1"), URL) == "http://other:1"
     for engine in ("native", "fsspec"):
         open_store(parse_url(URL), StoreOptions(engine=engine))

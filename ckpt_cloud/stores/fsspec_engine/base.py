@@ -159,7 +159,7 @@ class FsspecStore(ABC):
         """The whole object; of one larger than `limit`, any bytes."""
 
     @abstractmethod
-    async def _read(self, path: str, start: int, end: int, version: str | None) -> bytes | memoryview:
+    async def _read(self, path: str, start: int, end: int, version: str | None) -> Buffer:
         """The range, or as much of it as came."""
 
     @abstractmethod

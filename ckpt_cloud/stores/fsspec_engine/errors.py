@@ -6,6 +6,7 @@ A library is imported when its own function is first asked, by which time its fi
 from __future__ import annotations
 
 import errno
+import json
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,15 +25,14 @@ from ckpt_cloud.errors import (
     Unsupported,
     redacted,
 )
-from ckpt_cloud.stores.foreign_errors import BY_CODE, untrusted
+from ckpt_cloud.stores.foreign_errors import BY_CODE, gibberish, untrusted
+from ckpt_cloud.stores.reaching import unanswered
 
 Translate = Callable[[Exception, str, str], CkptCloudError | None]
 """Our error for a library's, an operation and a URL; None for one that is nobody's answer, such as a `TypeError`."""
 _Row = tuple[type[BaseException] | tuple[type[BaseException], ...], type[CkptCloudError], str, str]
 
-_AGAIN = "check the endpoint and the network, then try again"
 _BUCKET_HINT = BY_CODE["NoSuchBucket"][2]
-_NO_ANSWER = "no answer (refused, reset or timed out)"
 _GOOGLE_HINT = (
     "check the credentials (gcloud auth application-default login, GOOGLE_APPLICATION_CREDENTIALS) and that they "
     "allow storage.objects.get, create, delete and list here"
@@ -100,7 +100,7 @@ def _is_certificate(error: BaseException | None) -> bool:
 def of_files(error: Exception, operation: str, url: str) -> CkptCloudError | None:
     """For filesystems at large, which agree on Python's own types."""
     if isinstance(error, TimeoutError):
-        return StoreUnavailable(f"{operation}: no answer in time", url, _AGAIN)
+        return unanswered(operation, url, error)
     found = _first(_OF_FILES, error, operation, url)
     if found is not None or isinstance(error, _MISTAKES):
         return found
@@ -109,7 +109,7 @@ def of_files(error: Exception, operation: str, url: str) -> CkptCloudError | Non
     if isinstance(error, ValueError) and not isinstance(error, OSError):
         return RequestRefused(f"{operation}: the filesystem does not take the request", url)
     # Not knowing what it means, nothing may be concluded from it: a write may have landed.
-    return StoreUnavailable(f"{operation}: {_NO_ANSWER}", url, _AGAIN)
+    return unanswered(operation, url, error)
 
 
 def of_s3(error: Exception, operation: str, url: str) -> CkptCloudError | None:
@@ -118,18 +118,10 @@ def of_s3(error: Exception, operation: str, url: str) -> CkptCloudError | None:
 
     from ckpt_cloud.stores import aws_errors
 
-    if isinstance(error, foreign.ClientError):
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        if code not in BY_CODE and (status in (401, 403, 412, 501) or code == "PreconditionFailed"):
-            return by_status(
-                412 if code == "PreconditionFailed" else status, operation, url, BY_CODE["AccessDenied"][2]
-            )
-        return aws_errors.translate(error, operation, url)
-    if isinstance(error, foreign.SSLError):
+    if isinstance(error, foreign.ClientError | foreign.SSLError):
         return aws_errors.translate(error, operation, url)
     if isinstance(error, foreign.HTTPClientError | foreign.ConnectionError | foreign.IncompleteReadError):
-        return StoreUnavailable(f"{operation}: {_NO_ANSWER}", url, _AGAIN)
+        return unanswered(operation, url, error)
     if isinstance(error, foreign.ParamValidationError):
         return RequestRefused(f"{operation}: not a valid request", url, "correct the URL")
     if isinstance(error, foreign.BotoCoreError):
@@ -145,9 +137,14 @@ def of_gcs(error: Exception, operation: str, url: str) -> CkptCloudError | None:
         return by_status(int(error.code), operation, url, _GOOGLE_HINT)
     if isinstance(error, FileExistsError):
         return PreconditionFailed(f"{operation}: the object is another version", url)
-    found = _first(_google(), error, operation, url)
+    unheard, rows = _google()
+    if isinstance(error, unheard):
+        return unanswered(operation, url, error)
+    found = _first(rows, error, operation, url)
     if found is not None:
         return found
+    if isinstance(error, json.JSONDecodeError):
+        return gibberish(operation, url)
     if type(error) is OSError and error.errno is None:
         # gcsfs raises it bare for 403, and for nothing else in a single request.
         return PermissionDenied(f"{operation}: access denied", url, _GOOGLE_HINT)
@@ -155,17 +152,15 @@ def of_gcs(error: Exception, operation: str, url: str) -> CkptCloudError | None:
 
 
 @cache
-def _google() -> tuple[_Row, ...]:
+def _google() -> tuple[tuple[type[Exception], ...], tuple[_Row, ...]]:
+    """What is raised where nobody answers, and the rest."""
     import requests.exceptions
     from aiohttp import ClientError
     from gcsfs.retry import NonRetryableError
     from google.auth import exceptions as auth
 
     lost = "no usable Google credentials"
-    return (
-        (requests.exceptions.RequestException, StoreUnavailable, _NO_ANSWER, _AGAIN),
-        (ClientError, StoreUnavailable, _NO_ANSWER, _AGAIN),
-        (auth.TransportError, StoreUnavailable, "no answer from the token server", _AGAIN),
+    return (requests.exceptions.RequestException, ClientError, auth.TransportError), (
         ((auth.GoogleAuthError, NonRetryableError), MissingCredentials, lost, _GOOGLE_HINT),
     )
 
@@ -180,11 +175,14 @@ def of_azure(error: Exception, operation: str, url: str) -> CkptCloudError | Non
             kind, message, hint = _AZURE_CODES[code]
             return kind(f"{operation}: {message} ({code})", url, hint)
         return by_status(int(error.status_code or 0), operation, url, _AZURE_HINT)
-    rows: tuple[_Row, ...] = (
-        (foreign.ClientAuthenticationError, MissingCredentials, "no usable Azure credentials", _AZURE_HINT),
-        (foreign.AzureError, StoreUnavailable, _NO_ANSWER, _AGAIN),
-    )
-    return _first(rows, error, operation, url) or of_files(error, operation, url)
+    if isinstance(error, foreign.ClientAuthenticationError):
+        return MissingCredentials(f"{operation}: no usable Azure credentials", url, _AZURE_HINT)
+    if isinstance(error, foreign.AzureError):
+        return unanswered(operation, url, error)
+    if isinstance(error, ValueError):
+        # Of XML that is none, and of headers that are missing.
+        return gibberish(operation, url)
+    return of_files(error, operation, url)
 
 
 def by_status(status: int, operation: str, url: str, permission_hint: str) -> CkptCloudError:

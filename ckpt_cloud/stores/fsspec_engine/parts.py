@@ -60,6 +60,17 @@ async def streamed(pieces: Iterable[memoryview]) -> AsyncIterator[memoryview]:
             yield piece
 
 
+async def filled(size: int, chunks: AsyncIterator[bytes]) -> bytearray:
+    """Up to `size` bytes of `chunks`, each placed where it belongs as it comes; what comes beyond them is not held."""
+    whole = bytearray(size)
+    at = 0
+    async for chunk in chunks:
+        fits = min(len(chunk), size - at)
+        whole[at : at + fits] = chunk[:fits]
+        at += fits
+    return whole if at == size else whole[:at]
+
+
 class Parts:
     """`buffers` as parts of exactly `part_size` bytes, but for the last; asks for no buffer before it is needed."""
 

@@ -21,11 +21,13 @@ from ckpt_cloud.stores.foreign_errors import web_page
 from ckpt_cloud.stores.fsspec_engine.base import Failed, Page, Root
 from ckpt_cloud.stores.fsspec_engine.errors import of_s3
 from ckpt_cloud.stores.fsspec_engine.loops import close_on
-from ckpt_cloud.stores.fsspec_engine.parts import Part, joined
+from ckpt_cloud.stores.fsspec_engine.parts import Part, filled, joined
 from ckpt_cloud.stores.fsspec_engine.uploads import UploadingStore
 from ckpt_cloud.stores.location import Location
 
 _CONNECTIONS = 64
+_CHUNK = 1 << 20
+"""Most bytes of a body that are taken at once."""
 _ONCE = {"total_max_attempts": 1}
 _NO_BULK = (400, 405, 501)
 """Answers of servers that do not know the request; GCS's XML API is one."""
@@ -54,7 +56,7 @@ class S3Store(UploadingStore):
             info = ObjectInfo(path, response["ContentLength"], _etag(response), response["LastModified"].timestamp())
             return (b"" if info.size > limit else await body.read()), info
 
-    async def _read(self, path: str, start: int, end: int, version: str | None) -> bytes:
+    async def _read(self, path: str, start: int, end: int, version: str | None) -> bytearray:
         pinned = {} if version is None else {"IfMatch": version}
         response = await self._call("get_object", Key=path, Range=f"bytes={start}-{end - 1}", **pinned)
         async with response["Body"] as body:
@@ -66,7 +68,7 @@ class S3Store(UploadingStore):
             if response["ContentLength"] != end - start:
                 came = response["ContentLength"]
                 raise StoreUnavailable(f"read: {came} bytes came instead of {end - start}", self._url_of(path))
-            return bytes(await body.read())
+            return await filled(end - start, body.iter_chunks(_CHUNK))
 
     async def _size(self, path: str) -> int:
         return int((await self._call("head_object", Key=path))["ContentLength"])
@@ -166,15 +168,16 @@ def make_s3(location: Location, options: StoreOptions) -> Any:
     Raises:
         FixRequest: the AWS configuration cannot be used.
     """
+    from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
+    from aiobotocore.session import AioSession  # type: ignore[import-untyped]
     from s3fs import S3FileSystem
 
-    chain = aws.session(options, location.url)
-    endpoint = aws.endpoint_url(chain, options)
+    chain = aws.session(options, location.url, AioSession, AioConfig)
+    aws.ca_bundle(chain, location.url)
+    endpoint = aws.endpoint_url(chain, options, location.url)
     arguments: dict[str, Any] = {
         "anon": options.anonymous,
-        "key": options.access_key_id,
-        "secret": options.secret_access_key,
-        "token": options.session_token,
+        "session": chain,
         "endpoint_url": endpoint,
         "requester_pays": options.requester_pays,
         "client_kwargs": {"region_name": aws.region(chain)},
@@ -183,10 +186,6 @@ def make_s3(location: Location, options: StoreOptions) -> Any:
         "skip_instance_cache": True,
         "use_listings_cache": False,
     }
-    if options.profile:
-        arguments["profile"] = options.profile
-    if options.ca_bundle:
-        arguments["client_kwargs"]["verify"] = options.ca_bundle
     fs = S3FileSystem(**{**arguments, **(options.filesystem_options or {})})
     fs.close_session = _close
     return fs
@@ -206,8 +205,6 @@ def _config(chain: Any, options: StoreOptions, endpoint: str | None) -> dict[str
         "s3": {"addressing_style": "virtual" if virtual else "path", "payload_signing_enabled": False},
         **_session(),
     }
-    if options.proxy_url:
-        config["proxies"] = {"http": options.proxy_url, "https": options.proxy_url}
     return config
 
 
@@ -239,7 +236,7 @@ def _session() -> dict[str, Any]:
     """Sessions that send nothing again, if there are such: aiohttp does when a kept connection breaks."""
     import inspect
 
-    from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
+    from aiobotocore.config import AioConfig
     from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
 
     if "http_session_cls" not in inspect.signature(AioConfig).parameters:

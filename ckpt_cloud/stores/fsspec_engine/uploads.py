@@ -13,6 +13,7 @@ from ckpt_cloud.stores.base import ANY, MAX_PART_BYTES, MAX_PARTS, Source, Unfin
 from ckpt_cloud.stores.capabilities import Capabilities, remembered
 from ckpt_cloud.stores.fsspec_engine.base import FsspecStore
 from ckpt_cloud.stores.fsspec_engine.parts import Part, Parts, in_lanes
+from ckpt_cloud.stores.part_retries import part_retries
 
 _ABORT_S = 10.0
 """For the abort of an upload to be sent."""
@@ -83,7 +84,8 @@ class UploadingStore(FsspecStore):
             upload = await asyncio.shield(begun)
 
             async def send(number: int, part: Part) -> Any:
-                return await self._run("upload", key, lambda: self._send(upload, number, part))
+                again = part_retries(self._options.retry)
+                return await again(self._run, "upload", key, lambda: self._send(upload, number, part))
 
             sent = await in_lanes(take, send, concurrency=concurrency)
             return await self._run("upload", key, lambda: self._complete(upload, sent))

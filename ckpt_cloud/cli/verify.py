@@ -1,0 +1,44 @@
+"""`ckpt-cloud verify`."""
+
+from __future__ import annotations
+
+import sys
+
+import msgspec
+from rich.console import Console
+from rich.filesize import decimal
+
+from ckpt_cloud.verification import Fault, Verification
+from ckpt_cloud.verification import verify as check
+
+_DAMAGED = 4
+"""Exit status of `cli.app.EXIT_STATUS` for damaged data."""
+_SHOWN = 50
+
+
+def run(url: str, *, deep: bool, trusted_keys: list[str] | None, as_json: bool) -> None:
+    """Prints what is wrong with the checkpoint at `url`, and ends with a status that says whether anything is."""
+    found = check(url, deep=deep, trusted_keys=trusted_keys)
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode({"ok": found.ok, **msgspec.to_builtins(found)})).decode())
+    else:
+        _print(found)
+    if not found.ok:
+        sys.exit(_DAMAGED)
+
+
+def _print(found: Verification) -> None:
+    console = Console(soft_wrap=True)
+    for fault in found.faults[:_SHOWN]:
+        console.print(f"{fault.key}: {_where(fault)}{fault.message}", highlight=False, markup=False)
+    if len(found.faults) > _SHOWN:
+        console.print(f"... and {len(found.faults) - _SHOWN} more", highlight=False)
+    if found.rewritten:
+        console.print(f"{len(found.rewritten)} object(s) were copied or written again since the save", highlight=False)
+    how = f"{decimal(found.bytes_read)} read and checked" if found.deep else "sizes only; --deep reads every byte"
+    verdict = "whole" if found.ok else f"{len(found.faults)} fault(s)"
+    console.print(f"{verdict}: {found.objects} object(s), {decimal(found.size_bytes)}, {how}", highlight=False)
+
+
+def _where(fault: Fault) -> str:
+    return f"bytes {fault.start} to {fault.end}: " if fault.end else ""
