@@ -27,6 +27,9 @@ from ckpt_cloud.errors import (
     RankLost,
     StateMismatch,
 )
+from ckpt_cloud.interop.any_format import AnyReader, find_any
+from ckpt_cloud.interop.contents import Contents
+from ckpt_cloud.interop.reader import ForeignReader
 from ckpt_cloud.metadata import rank_here
 from ckpt_cloud.reader import ObjectStoreReader, Opened
 from ckpt_cloud.selection import Keys, LoadResult, Rename, SelectiveLoadPlanner, misfits, mismatch
@@ -131,8 +134,9 @@ def load(
 ) -> LoadResult:
     """`torch.distributed.checkpoint.load` from an object store, in place.
 
-    Args are DCP's, and three more. `checkpoint_id` is the URL; without a `storage_reader` an `ObjectStoreReader` with
-    its defaults is used. One rank opens the checkpoint for all.
+    Args are DCP's, and three more. `checkpoint_id` is the URL; without a `storage_reader` the one for what is
+    there is used, with its defaults: `ObjectStoreReader` for checkpoints of ours, `ForeignReader` for DCP's own,
+    safetensors files and Hugging Face repositories, and `torch.save` files. One rank opens the checkpoint for all.
 
     Args:
         keys: which keys of the state to load: a name or dotted prefix, several of them, or a predicate; all others
@@ -158,10 +162,10 @@ def load(
     elif (keys, rename, strict) != (None, None, None):
         hint = "pass planner=ckpt_cloud.SelectiveLoadPlanner(keys, rename, strict), or a planner derived from it"
         raise InvalidOption("keys, rename and strict are for load's own planner, and another was given", hint=hint)
-    if isinstance(reader, ObjectStoreReader):
+    if isinstance(reader, ObjectStoreReader | ForeignReader):
         reader.reset(checkpoint_id)
         checkpoint_id = None
-        _open_for_all(reader, process_group, no_dist=no_dist)
+        reader = _open_for_all(reader, process_group, any_format=storage_reader is None, no_dist=no_dist)
     try:
         dcp.load(
             state_dict,
@@ -197,27 +201,37 @@ def _lost(failure: RuntimeError, *, no_dist: bool) -> RuntimeError:
     return RankLost(f"a rank died or no longer answers: {failure}", hint=hint)
 
 
-def _open_for_all(reader: ObjectStoreReader, group: dist.ProcessGroup | None, *, no_dist: bool) -> None:
-    """The coordinator opens the checkpoint and sends what it found, or why it could not, to all ranks."""
+def _open_for_all(reader: AnyReader, group: dist.ProcessGroup | None, *, any_format: bool, no_dist: bool) -> AnyReader:
+    """The coordinator opens the checkpoint and sends what it found, or why it could not, to all ranks.
+
+    Args:
+        any_format: take another reader where the checkpoint is of another format.
+    """
     alone = no_dist or not dist.is_available() or not dist.is_initialized()
     coordinator = 0 if alone or group is None else dist.get_global_rank(group, 0)
-    found: list[Opened | CkptCloudError] = [CheckpointNotFound("nothing was opened")]
+    found: list[Opened | Contents | CkptCloudError] = [CheckpointNotFound("nothing was opened")]
     if alone or dist.get_rank() == coordinator:
-        found = [_try_open(reader)]
+        found = [_try_open(reader, any_format=any_format)]
     if not alone:
         try:
             dist.broadcast_object_list(found, src=coordinator, group=group)
         except RuntimeError as failure:
             raise _lost(failure, no_dist=no_dist) from failure
-    if isinstance(found[0], Opened):
-        reader.adopt(found[0])
-    elif not isinstance(found[0], CheckpointPerRank):
+    if isinstance(found[0], CkptCloudError):
+        if isinstance(found[0], CheckpointPerRank):
+            return reader
         raise found[0]
+    if isinstance(found[0], Contents) and isinstance(reader, ObjectStoreReader):
+        reader = ForeignReader(reader.checkpoint_id)
+    reader.adopt(found[0])  # type: ignore[arg-type] # each reader is given what is its own
+    return reader
 
 
-def _try_open(reader: ObjectStoreReader) -> Opened | CkptCloudError:
+def _try_open(reader: AnyReader, *, any_format: bool) -> Opened | Contents | CkptCloudError:
     """What is found, or why not; nothing may be raised here, since the other ranks wait for an answer."""
     try:
+        if any_format and isinstance(reader, ObjectStoreReader):
+            return find_any(reader, ForeignReader(reader.checkpoint_id))
         return reader.open()
     except CkptCloudError as error:
         return error

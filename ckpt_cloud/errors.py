@@ -22,6 +22,8 @@
     │   ├── PlanMismatch            the planner's plan and its data disagree
     │   ├── StateMismatch           keys, shapes or dtypes of the state and the checkpoint disagree
     │   ├── UntrustedItem           a stored item that could run code when opened
+    │   ├── UnknownKey              the checkpoint has no such entry; also a KeyError
+    │   ├── SliceOutOfBounds        a slice reaches outside its tensor; also an IndexError
     │   └── RankFailed              a rank raised an error that is not ours, such as a planner's
     ├── ChooseAnother               this URL is taken, or holds nothing to load
     │   ├── CheckpointExists        also a FileExistsError
@@ -37,6 +39,7 @@
     │   ├── ChecksumMismatch
     │   ├── SignatureError          not signed, or by nobody who is trusted
     │   ├── MissingObject
+    │   ├── CorruptFile             a file of another format contradicts itself or its index
     │   └── IncompleteSave          a rank reported less than its plan; not committed
     └── StoreError                  what a single store operation answered, for code that talks to stores
         ├── NotFound                also a FileNotFoundError
@@ -257,6 +260,18 @@ class UntrustedItem(FixRequest):
     kind = "untrusted-item"
 
 
+class UnknownKey(FixRequest, KeyError):
+    """The checkpoint has no entry of that name."""
+
+    kind = "unknown-key"
+
+
+class SliceOutOfBounds(FixRequest, IndexError):
+    """A slice reaches outside its tensor, or is of a form that tensors do not have."""
+
+    kind = "slice-out-of-bounds"
+
+
 class RankFailed(FixRequest, RuntimeError):
     """A rank raised an error that is not ours: a planner's, a `Stateful`'s."""
 
@@ -333,6 +348,12 @@ class MissingObject(Damaged):
     """A data object that the manifest names is not there, or is shorter than recorded."""
 
     kind = "missing-object"
+
+
+class CorruptFile(Damaged):
+    """A file of another format does not decode, or contradicts itself or the index that names it."""
+
+    kind = "corrupt-file"
 
 
 class IncompleteSave(Damaged):

@@ -142,6 +142,25 @@ def gc(
     command.run(root, older_than_hours=older_than, delete=delete, yes=yes, as_json=json)
 
 
+@app.command(epilog="Example: ckpt-cloud convert s3://bucket/run/step-100 s3://bucket/model --to safetensors")
+def convert(
+    source: Annotated[str, typer.Argument(help="URL of a checkpoint of any format, or of a file.")],
+    destination: Annotated[str, typer.Argument(help="URL to write to.")],
+    *,
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="ckpt-cloud, dcp, safetensors or torch.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DESTINATION.")] = False,
+    max_shard: Annotated[float, typer.Option(metavar="GB", help="Of one safetensors file.")] = 5,
+    dequantize: Annotated[str, typer.Option(metavar="DTYPE", help="Multiply fp8 weights out, to bfloat16, ...")] = "",
+    trust: Annotated[bool, typer.Option("--trust", help="Open items that could run code.")] = False,
+    json: Json = False,
+) -> None:
+    """Write the checkpoint at SOURCE to DESTINATION in another format; tensors stream through in fixed memory."""
+    from ckpt_cloud.cli import convert as command
+
+    how = command.How(to, overwrite, int(max_shard * 1e9), dequantize, trust)
+    command.run(source, destination, how, as_json=json)
+
+
 @app.command(epilog="Example: ckpt-cloud uploads s3://bucket/run --older-than 24 --abort")
 def uploads(
     root: Annotated[str, typer.Argument(help="URL under which to look.")],

@@ -114,6 +114,14 @@ class ObjectStore(Protocol):
         """
         ...
 
+    async def head(self, key: str) -> ObjectInfo:
+        """Size and version of the object.
+
+        Raises:
+            NotFound: no such object.
+        """
+        ...
+
     async def get_range(self, key: str, start: int, end: int, version: str | None = None) -> memoryview:
         """The object's bytes from `start` to `end` (exclusive), of exactly `version` if given.
 

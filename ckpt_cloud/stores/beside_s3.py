@@ -43,7 +43,7 @@ class BesideS3:
         await in_thread(self._delete, keys)
 
     def _delete(self, keys: Sequence[str]) -> None:
-        client = self._client()
+        client = self.client()
         for key in keys:
             with translated("delete", f"{self._location.url}/{key}"):
                 client.delete_object(Bucket=self._location.bucket, Key=join(self._location.path, key), **self._payer())
@@ -58,7 +58,7 @@ class BesideS3:
 
     def _check_listing(self) -> None:
         with translated("list", self._location.url):
-            answer = self._client().list_objects_v2(Bucket=self._location.bucket, MaxKeys=1, **self._payer())
+            answer = self.client().list_objects_v2(Bucket=self._location.bucket, MaxKeys=1, **self._payer())
         if aws_errors.is_no_listing(answer):
             raise web_page(200, "list", self._location.url)
 
@@ -69,7 +69,7 @@ class BesideS3:
     def _days_to_abort(self) -> int | None:
         with translated("read lifecycle rules", self._location.url):
             try:
-                answer = self._client().get_bucket_lifecycle_configuration(Bucket=self._location.bucket)
+                answer = self.client().get_bucket_lifecycle_configuration(Bucket=self._location.bucket)
             except botocore.exceptions.ClientError as error:
                 if error.response.get("Error", {}).get("Code") == "NoSuchLifecycleConfiguration":
                     return None
@@ -89,7 +89,7 @@ class BesideS3:
 
     def _region(self) -> str | None:
         try:
-            answer = self._client().head_bucket(Bucket=self._location.bucket)
+            answer = self.client().head_bucket(Bucket=self._location.bucket)
         except botocore.exceptions.ClientError as error:
             answer = error.response
         except botocore.exceptions.BotoCoreError:
@@ -102,14 +102,14 @@ class BesideS3:
         below = join(root, prefix) if prefix else root
         where = {"Bucket": self._location.bucket, "Prefix": f"{below}/" if below else "", **self._payer()}
         with translated("list uploads", self._location.url):
-            for page in self._client().get_paginator("list_multipart_uploads").paginate(**where):
+            for page in self.client().get_paginator("list_multipart_uploads").paginate(**where):
                 for upload in page.get("Uploads", []):
                     key = upload["Key"].removeprefix(f"{root}/" if root else "")
                     yield UnfinishedUpload(key, upload["UploadId"], upload["Initiated"].timestamp())
 
     def _abort(self, upload: UnfinishedUpload) -> None:
         key = join(self._location.path, upload.key)
-        client = self._client()
+        client = self.client()
         with translated("abort upload", f"{self._location.url}/{upload.key}"):
             try:
                 client.abort_multipart_upload(
@@ -121,7 +121,8 @@ class BesideS3:
     def _payer(self) -> dict[str, str]:
         return {"RequestPayer": "requester"} if self._options.requester_pays else {}
 
-    def _client(self) -> Any:
+    def client(self) -> Any:
+        """A boto3 client for the location, which sends every request once."""
         options = self._options
         virtual = aws.virtual_hosted_style(self._chain, options, self._endpoint)
         config: dict[str, Any] = {

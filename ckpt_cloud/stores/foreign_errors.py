@@ -61,6 +61,9 @@ _RENEW_HINTS = {
     "az": "set or renew them: AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_* or az login",
 }
 _PROXY_HINT = "a proxy may answer in its place: check the endpoint, proxy_url and the HTTPS_PROXY variable"
+_NOT_A_DIRECTORY = "Not a directory (os error 20)"
+_READS = ("head", "get", "read")
+"""For which a file where a directory should be means that there is no such object."""
 _REGION_HINT = "set AWS_REGION or region= to the bucket's region"
 
 BY_CODE: dict[str, tuple[type[CkptCloudError], str, str]] = {
@@ -144,6 +147,8 @@ def translate(error: BaseException, operation: str, url: str) -> CkptCloudError:
         return MissingCredentials(f"{operation}: the credentials cannot be had", url, renew_hint(url))
     if _CERTIFICATE.search(text):
         return untrusted(operation, url)
+    if _NOT_A_DIRECTORY in text and operation in _READS:
+        return NotFound(f"{operation}: no such object", url)
     for theirs, kind, message, hint in _BY_TYPE:
         if isinstance(error, theirs):
             return kind(f"{operation}: {message}", url, hint)

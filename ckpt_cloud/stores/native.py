@@ -143,6 +143,10 @@ class NativeStore:
             data = await result.bytes_async()
         return bytes(data), self._info(key, result.meta)
 
+    async def head(self, key: str) -> ObjectInfo:
+        async with self._translated("head", key):
+            return self._info(key, await obstore.head_async(self._clients.reads, join(self._prefix, key)))
+
     async def get_range(self, key: str, start: int, end: int, version: str | None = None) -> memoryview:
         if start == end:
             return memoryview(b"")

@@ -61,6 +61,9 @@ class PacedStore:
     async def get(self, key: str, *, limit: int) -> tuple[bytes, ObjectInfo]:
         return await self._again(lambda: self._store.get(key, limit=limit))
 
+    async def head(self, key: str) -> ObjectInfo:
+        return await self._again(lambda: self._store.head(key))
+
     async def get_range(self, key: str, start: int, end: int, version: str | None = None) -> memoryview:
         return await self._again(lambda: self._store.get_range(key, start, end, version))
 

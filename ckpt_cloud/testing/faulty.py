@@ -27,6 +27,7 @@ OPERATIONS = (
     "put",
     "put_multipart",
     "get",
+    "head",
     "get_range",
     "list",
     "list_children",
@@ -245,6 +246,10 @@ class FaultyStore:
             data, info = await self._store.get(key, limit=limit)
             seen = rule.read(memoryview(data), 0)
             return bytes(seen), replace(info, size=len(seen))
+
+    async def head(self, key: str) -> ObjectInfo:
+        async with self._watched("head", key):
+            return await self._store.head(key)
 
     async def get_range(self, key: str, start: int, end: int, version: str | None = None) -> memoryview:
         async with self._watched("get_range", key, start=start, end=end) as rule:

@@ -30,7 +30,7 @@ def test_select(only, exclude, left):
 
 
 @pytest.mark.parametrize(
-    ("only", "exclude"), [(("modle",), ()), ((), ("optimiser",)), (("model",), ("model",)), (("",), ())]
+    ("only", "exclude"), [(("modal",), ()), ((), ("optimiser",)), (("model",), ("model",)), (("",), ())]
 )
 def test_patterns_that_cannot_be_meant_are_refused(only, exclude):
     with pytest.raises(InvalidOption):

@@ -116,8 +116,17 @@ class StoreConformance:
         with pytest.raises(Damaged, match="5 bytes, more than 4"):
             await place.store.get("k", limit=4)
 
+    async def test_the_head_of_an_object(self, place):
+        version = await place.store.put("a/b", b"12345")
+        info = await place.store.head("a/b")
+        assert (info.key, info.size, info.version) == ("a/b", 5, version)
+
     async def test_nothing_there(self, place):
-        requests = [lambda: place.store.get("no/such", limit=LIMIT), lambda: place.store.get_range("no/such", 0, 5)]
+        requests = [
+            lambda: place.store.head("no/such"),
+            lambda: place.store.get("no/such", limit=LIMIT),
+            lambda: place.store.get_range("no/such", 0, 5),
+        ]
         for request in requests:
             with pytest.raises(NotFound) as missing:
                 await request()

@@ -41,6 +41,7 @@ CALLS = {
     "put": (("data/x/1", b"bytes", CREATE), {}),
     "put_multipart": (("data/x/1", no_bytes), {"part_size": 5, "concurrency": 2}),
     "get": (("data/x/1",), {"limit": 7}),
+    "head": (("data/x/1",), {}),
     "get_range": (("data/x/1", 2, 4, "version"), {}),
     "list": (("data/x/1",), {}),
     "list_children": (("data/x/1",), {}),

@@ -109,6 +109,11 @@ class FsspecStore(ABC):
             raise StoreUnavailable(f"get: {len(data)} bytes came instead of {info.size}", self._at(key))
         return data, ObjectInfo(key, info.size, info.version, info.modified_unix_s)
 
+    async def head(self, key: str) -> ObjectInfo:
+        # Of the whole object no byte is read: none has fewer than none.
+        _, info = await self._run("head", key, lambda: self._fetch(self._path(key), -1))
+        return ObjectInfo(key, info.size, info.version, info.modified_unix_s)
+
     async def get_range(self, key: str, start: int, end: int, version: str | None = None) -> memoryview:
         if start == end:
             return memoryview(b"")

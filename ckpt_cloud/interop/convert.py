@@ -1,0 +1,238 @@
+"""`ckpt_cloud.convert`: from any format to any other, in fixed memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch.distributed.checkpoint._extension import ExtensionRegistry
+from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
+
+from ckpt_cloud import bridge
+from ckpt_cloud.errors import CheckpointExists, CkptCloudError, InvalidOption, InvalidURL, NotFound
+from ckpt_cloud.events import Recorder
+from ckpt_cloud.format.layout import COMMIT_KEY
+from ckpt_cloud.interop.any_format import AnyReader, reader_for
+from ckpt_cloud.interop.dcp_files import METADATA_KEY
+from ckpt_cloud.interop.dcp_layout import DcpLayout
+from ckpt_cloud.interop.objects import Data, ObjectPlan, ObjectUploader
+from ckpt_cloud.interop.own_format import ITEMS_AT_ONCE, OwnFormat
+from ckpt_cloud.interop.pull import Puller, opened_item
+from ckpt_cloud.interop.safetensors_files import INDEX_KEY, SUFFIX
+from ckpt_cloud.interop.safetensors_layout import MAX_SHARD_BYTES, SINGLE_KEY, check_types, file_plan, index, split
+from ckpt_cloud.interop.torch_layout import Placeholder, layout
+from ckpt_cloud.options import StoreOptions, TransferOptions
+from ckpt_cloud.session import Settings
+from ckpt_cloud.stores import ObjectStore, open_store, parse_url
+
+Format = Literal["ckpt-cloud", "dcp", "safetensors", "torch"]
+FORMATS: tuple[Format, ...] = ("ckpt-cloud", "dcp", "safetensors", "torch")
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What a conversion did.
+
+    Attributes:
+        source_format: that was found.
+        tensors, items: how many were written.
+        left_out: keys of items that the new format has no place for.
+        bytes_read, bytes_written: data over the line.
+        objects: written.
+        seconds: that it took.
+    """
+
+    source_format: str
+    tensors: int
+    items: int
+    left_out: list[str]
+    bytes_read: int
+    bytes_written: int
+    objects: int
+    seconds: float
+
+
+def convert(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    to: Format,
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    dequantize: torch.dtype | None = None,
+    extensions: ExtensionRegistry | None = None,
+    trust: bool = False,
+    source_store: StoreOptions | None = None,
+    destination_store: StoreOptions | None = None,
+    transfer: TransferOptions | None = None,
+) -> Converted:
+    """Writes the checkpoint at `source` to `destination` in another format, or the same.
+
+    Tensors stream through in windows: memory stays the same however large the checkpoint is. Neither end needs a
+    process group, a GPU or a local disk.
+
+    Args:
+        source: URL of a checkpoint of any format that `ckpt_cloud.open` reads.
+        destination: URL; of a file for `torch` and, if it ends in `.safetensors`, for `safetensors`.
+        to: `ckpt-cloud`; `dcp`, which DCP's own readers open; `safetensors`, a Hugging Face model repository, or one
+            file; `torch`, a file for `torch.load`.
+        overwrite: replace what is at `destination`.
+        max_shard_bytes: of one safetensors file; default 5 GB, as Hugging Face's libraries.
+        dequantize, extensions, trust: as for `ckpt_cloud.open`.
+        source_store, destination_store: as `store` of `ObjectStoreReader` and `ObjectStoreWriter`.
+        transfer: of both.
+
+    Returns:
+        What was read, written and left out. Safetensors holds no items but tensors: their keys are `left_out`.
+
+    Raises:
+        CheckpointExists: something is at `destination`, and `overwrite` is off.
+        UnsupportedTensor: elements that the new format has no name for; nothing was written.
+        Whatever opening and reading `source`, or writing, raises; what was written is deleted as far as possible.
+    """
+    if to not in FORMATS:
+        raise InvalidOption(f"to is {to!r}; it is one of {', '.join(FORMATS)}")
+    began = time.monotonic()
+    settings = {"store": source_store, "transfer": transfer, "trust": trust}
+    reader = reader_for(source, settings, {"dequantize": dequantize, "extensions": extensions}, {})
+    options = Settings.of(destination_store, transfer, None, None, {})
+    work = _Conversion(Puller(reader), os.fspath(destination), options, overwrite)
+    if to == "ckpt-cloud":
+        report = work.to_own().report
+    elif to == "dcp":
+        report = work.to_dcp().report
+    elif to == "torch":
+        report = work.to_torch().report
+    else:
+        report = work.to_safetensors(max_shard_bytes).report
+    return Converted(
+        getattr(reader, "format", "") or "ckpt-cloud",
+        len(work.puller.tensors),
+        len(work.puller.items) - len(work.left_out),
+        work.left_out,
+        _read(reader),
+        report.bytes_moved,
+        report.objects,
+        time.monotonic() - began,
+    )
+
+
+def _read(reader: AnyReader) -> int:
+    return reader.report.bytes_moved
+
+
+@dataclass(slots=True)
+class _Conversion:
+    """One conversion: the opened source, and where it goes."""
+
+    puller: Puller
+    destination: str
+    settings: Settings
+    overwrite: bool
+    left_out: list[str] = field(default_factory=list)
+    recorder: Recorder = field(default_factory=Recorder)
+    written: list[str] = field(default_factory=list)
+
+    def to_own(self) -> Recorder:
+        options = {"overwrite": self.overwrite, "store": self.settings.store, "transfer": self.settings.transfer}
+        work = OwnFormat(self.puller, self.destination, options)
+        work.write()
+        for writer in work.writers:
+            self.recorder.report.bytes_moved += writer.report.bytes_moved
+            self.recorder.report.objects += writer.report.objects
+        return self.recorder
+
+    def to_dcp(self) -> Recorder:
+        store = self._store(self.destination)
+        self._claim(store, METADATA_KEY)
+        told = DcpLayout(self.puller.tensors, self.puller.metadata.planner_data, store.url)
+        with self._cleaned(store):
+            for plan in told.files():
+                self._upload(store, plan)
+            for at in range(0, len(self.puller.items), ITEMS_AT_ONCE):
+                self._put(store, *told.add_items(self._items(at)))
+            self._put(store, METADATA_KEY, told.metadata())
+        return self.recorder
+
+    def to_safetensors(self, max_shard_bytes: int) -> Recorder:
+        tensors = self.puller.tensors
+        check_types(tensors, self.destination)
+        self.left_out = list(self.puller.items)
+        if self.destination.endswith(SUFFIX):
+            return self._to_file(lambda name: file_plan(name, tensors, list(tensors)))
+        store = self._store(self.destination)
+        self._claim(store, INDEX_KEY, SINGLE_KEY)
+        files = split(tensors, max_shard_bytes, None)
+        with self._cleaned(store):
+            for name, fqns in files.items():
+                self._upload(store, file_plan(name, tensors, fqns))
+            if list(files) != [SINGLE_KEY]:
+                self._put(store, INDEX_KEY, index(files, tensors))
+        return self.recorder
+
+    def to_torch(self) -> Recorder:
+        state: dict[str, Any] = {
+            fqn: Placeholder(Data(fqn, entry.properties.dtype, (0,) * len(entry.size), tuple(entry.size)))
+            for fqn, entry in self.puller.tensors.items()
+        }
+        for at in range(0, len(self.puller.items), ITEMS_AT_ONCE):
+            state |= {fqn: opened_item(value) for fqn, value in self._items(at).items()}
+        paths = self.puller.metadata.planner_data
+        if isinstance(paths, Mapping) and all(fqn in paths for fqn in state):
+            state = unflatten_state_dict(state, dict(paths))
+        return self._to_file(lambda name: ObjectPlan(name, *layout(state)))
+
+    def _to_file(self, plan: Callable[[str], ObjectPlan]) -> Recorder:
+        location = parse_url(self.destination)
+        folder, _, name = location.path.rpartition("/")
+        if not name:
+            raise InvalidURL("the destination should be a file", self.destination, "add a name, such as model.pt")
+        store = self._store(replace(location, path=folder).url)
+        self._claim(store, name)
+        with self._cleaned(store):
+            self._upload(store, plan(name))
+        return self.recorder
+
+    def _store(self, url: str) -> ObjectStore:
+        return open_store(parse_url(url), self.settings.store)
+
+    def _claim(self, store: ObjectStore, *keys: str) -> None:
+        """Refuses what is there, or takes first what would make a half-written checkpoint visible."""
+        for key in (COMMIT_KEY, *keys):
+            try:
+                bridge.run(store.head(key))
+            except NotFound:
+                continue
+            if not self.overwrite or key == COMMIT_KEY:
+                hint = "choose another URL" + ("" if key == COMMIT_KEY else ", or pass overwrite=True (--overwrite)")
+                raise CheckpointExists(f"{key} is already there", store.url, hint)
+            if key in (METADATA_KEY, INDEX_KEY):
+                bridge.run(store.delete([key]))
+
+    def _upload(self, store: ObjectStore, plan: ObjectPlan) -> None:
+        self.written.append(plan.key)
+        bridge.run(ObjectUploader(store, self.puller, self.settings.transfer, self.recorder).upload(plan))
+
+    def _put(self, store: ObjectStore, key: str, content: bytes) -> None:
+        self.written.append(key)
+        bridge.run(store.put(key, content))
+        self.recorder.moved("up", key, len(content))
+        self.recorder.report.objects += 1
+
+    @contextlib.contextmanager
+    def _cleaned(self, store: ObjectStore) -> Iterator[None]:
+        """Deletes what was written if anything fails, as far as the store lets it."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(CkptCloudError):
+                bridge.run(store.delete(self.written))
+            raise
+
+    def _items(self, at: int) -> dict[str, bytes]:
+        return self.puller.pull_items(self.puller.items[at : at + ITEMS_AT_ONCE])

@@ -1,0 +1,198 @@
+"""`ckpt_cloud.convert` between any two formats, and what others make of the result."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+import ckpt_cloud
+from ckpt_cloud.errors import CheckpointExists, CorruptFile, InvalidOption, StoreUnavailable, UnsupportedTensor
+from ckpt_cloud.interop import dcp_layout, objects, own_format
+from tests.interop.states import same, zeros_like
+
+FORMATS = ("ckpt-cloud", "dcp", "torch", "safetensors")
+
+
+def plain(state):
+    """What safetensors can hold of it."""
+    return {key: value for key, value in state.items() if isinstance(value, torch.Tensor) and not value.is_complex()}
+
+
+@pytest.fixture(params=FORMATS)
+def source(request, state, tmp_path):
+    """A state, and the URL of a checkpoint of it in each format."""
+    at = tmp_path / "source"
+    if request.param == "ckpt-cloud":
+        ckpt_cloud.save(state, checkpoint_id=f"file://{at}", no_dist=True)
+    elif request.param == "dcp":
+        dcp.save(state, checkpoint_id=str(at), no_dist=True)
+    elif request.param == "torch":
+        torch.save(state, at)
+    else:
+        from safetensors.torch import save_file
+
+        state = plain(state)
+        at = at.with_suffix(".safetensors")
+        save_file(state, at)
+    return state, f"file://{at}"
+
+
+@pytest.mark.parametrize("to", ["ckpt-cloud", "dcp", "torch"])
+def test_any_format_to_any_other(source, to, tmp_path):
+    state, url = source
+    done = ckpt_cloud.convert(url, f"file://{tmp_path}/out", to=to)
+    got = zeros_like(state)
+    ckpt_cloud.load(got, checkpoint_id=f"file://{tmp_path}/out", no_dist=True)
+    assert same(got, state)
+    assert done.tensors + done.items == len(ckpt_cloud.open(url))
+    assert done.left_out == []
+    assert ckpt_cloud.open(f"file://{tmp_path}/out").format == to
+
+
+def test_any_format_to_safetensors(source, tmp_path):
+    state, url = source
+    if "complex" in state:
+        with pytest.raises(UnsupportedTensor, match="complex"):
+            ckpt_cloud.convert(url, f"file://{tmp_path}/out", to="safetensors")
+        assert not (tmp_path / "out").exists()
+        return
+    ckpt_cloud.convert(url, f"file://{tmp_path}/out", to="safetensors")
+    assert same(load_file(tmp_path / "out" / "model.safetensors"), state)
+
+
+def test_stock_dcp_opens_what_is_written_as_dcp(state, tmp_path):
+    ckpt_cloud.save(state, checkpoint_id=f"file://{tmp_path}/ours", no_dist=True)
+    ckpt_cloud.convert(tmp_path / "ours", tmp_path / "theirs", to="dcp")
+    got = zeros_like(state)
+    dcp.load(got, storage_reader=FileSystemReader(tmp_path / "theirs"), no_dist=True)
+    assert same(got, state)
+    dcp_to_torch_save(tmp_path / "theirs", tmp_path / "x.pt")
+    assert same(torch.load(tmp_path / "x.pt", weights_only=True)["nested"]["half"], state["nested"]["half"])
+
+
+def test_stock_fsspec_reader_opens_what_is_written_as_dcp_on_s3(state, moto_url, moto_server):
+    ckpt_cloud.save(state, checkpoint_id=f"{moto_url}/ours", no_dist=True)
+    ckpt_cloud.convert(f"{moto_url}/ours", f"{moto_url}/theirs", to="dcp")
+    got = zeros_like(state)
+    client = {"endpoint_url": moto_server.endpoint_url}
+    dcp.load(got, storage_reader=FsspecReader(f"{moto_url}/theirs", client_kwargs=client), no_dist=True)
+    assert same(got, state)
+
+
+def test_torch_opens_what_is_written_as_torch(state, tmp_path):
+    ckpt_cloud.save(state, checkpoint_id=f"file://{tmp_path}/ours", no_dist=True)
+    ckpt_cloud.convert(tmp_path / "ours", tmp_path / "x.pt", to="torch")
+    assert same(torch.load(tmp_path / "x.pt", weights_only=True), state)
+    assert same(torch.load(tmp_path / "x.pt", weights_only=True, mmap=True), state)
+    assert zipfile.ZipFile(tmp_path / "x.pt").testzip() is None
+
+
+def test_a_repository_of_many_files(tmp_path):
+    state = {f"layer.{number}": torch.full((100,), float(number)) for number in range(7)} | {"step": 5}
+    ckpt_cloud.save(state, checkpoint_id=f"file://{tmp_path}/ours", no_dist=True)
+    done = ckpt_cloud.convert(tmp_path / "ours", tmp_path / "repo", to="safetensors", max_shard_bytes=900)
+    assert done.left_out == ["step"]
+    names = sorted(path.name for path in (tmp_path / "repo").iterdir())
+    assert names == [*(f"model-{n:05d}-of-00004.safetensors" for n in range(1, 5)), "model.safetensors.index.json"]
+    index = json.loads((tmp_path / "repo" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 2800
+    for key, name in index["weight_map"].items():
+        assert torch.equal(load_file(tmp_path / "repo" / name)[key], state[key])
+    assert ckpt_cloud.open(tmp_path / "repo").format == "safetensors"
+
+
+def test_windows_and_chunks_smaller_than_tensors(state, tmp_path, monkeypatch):
+    """So that every boundary is met: tensors cut into windows, several in one, files and batches of parts of them."""
+    monkeypatch.setattr(objects, "WINDOW_BYTES", 10_000)
+    monkeypatch.setattr(dcp_layout, "FILE_BYTES", 150_000)
+    monkeypatch.setattr(dcp_layout.chunks, "__defaults__", (100_000,))
+    monkeypatch.setattr(own_format, "BATCH_BYTES", 70_000)
+    url = f"file://{tmp_path}/ours"
+    ckpt_cloud.save(state, checkpoint_id=url, no_dist=True)
+    for to in ("dcp", "ckpt-cloud", "torch"):
+        ckpt_cloud.convert(url, f"file://{tmp_path}/{to}", to=to)
+        got = zeros_like(state)
+        ckpt_cloud.load(got, checkpoint_id=f"file://{tmp_path}/{to}", no_dist=True)
+        assert same(got, state)
+        url = f"file://{tmp_path}/{to}"
+    got = zeros_like(state)
+    dcp.load(got, storage_reader=FileSystemReader(tmp_path / "dcp"), no_dist=True)
+    assert same(got, state)
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_what_is_there_is_kept_unless_overwritten(tmp_path, to):
+    ckpt_cloud.save({"a": torch.ones(3)}, checkpoint_id=f"file://{tmp_path}/ours", no_dist=True)
+    ckpt_cloud.save({"a": torch.zeros(3)}, checkpoint_id=f"file://{tmp_path}/other", no_dist=True)
+    out = f"file://{tmp_path}/out"
+    ckpt_cloud.convert(tmp_path / "ours", out, to=to)
+    with pytest.raises(CheckpointExists):
+        ckpt_cloud.convert(tmp_path / "other", out, to=to)
+    assert ckpt_cloud.open(out)["a"].eq(1).all()
+    ckpt_cloud.convert(tmp_path / "other", out, to=to, overwrite=True)
+    assert ckpt_cloud.open(out)["a"].eq(0).all()
+
+
+@pytest.mark.parametrize("to", ["dcp", "safetensors", "torch"])
+def test_a_checkpoint_of_ours_is_never_mixed_with_another_format(tmp_path, to):
+    ckpt_cloud.save({"a": torch.ones(3)}, checkpoint_id=f"file://{tmp_path}/ours", no_dist=True)
+    out = f"file://{tmp_path}/ours" + ("/x.pt" if to == "torch" else "")
+    with pytest.raises(CheckpointExists, match="COMMIT"):
+        ckpt_cloud.convert(tmp_path / "ours", out, to=to, overwrite=True)
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_failed_conversion_leaves_nothing_behind(tmp_path, to, store_faults):
+    ckpt_cloud.save(
+        {f"{n}": torch.ones(30_000) for n in range(4)}, checkpoint_id=f"file://{tmp_path}/ours", no_dist=True
+    )
+    store_faults.fail("put", "*", StoreUnavailable, times=1)
+    with pytest.raises(StoreUnavailable):
+        ckpt_cloud.convert(tmp_path / "ours", tmp_path / "out", to=to)
+    assert [path for path in Path(tmp_path).rglob("*") if "out" in path.parts and path.is_file()] == []
+
+
+def test_a_damaged_source_ends_in_its_error(tmp_path):
+    torch.save({"a": torch.zeros(30_000)}, tmp_path / "x.pt")
+    data = (tmp_path / "x.pt").read_bytes()
+    (tmp_path / "x.pt").write_bytes(data[:-10])
+    with pytest.raises(CorruptFile):
+        ckpt_cloud.convert(tmp_path / "x.pt", tmp_path / "out", to="dcp")
+
+
+def test_an_unknown_format_is_told(tmp_path):
+    with pytest.raises(InvalidOption, match="ckpt-cloud, dcp, safetensors, torch"):
+        ckpt_cloud.convert(tmp_path, tmp_path / "out", to="onnx")
+
+
+def test_fp8_is_multiplied_out_on_the_way(tmp_path):
+    from safetensors.torch import save_file
+
+    weights = {"l.weight": torch.ones(200, 100).to(torch.float8_e4m3fn), "l.weight_scale_inv": torch.full((2, 1), 3.0)}
+    save_file(weights, tmp_path / "model.safetensors")
+    ckpt_cloud.convert(tmp_path, tmp_path / "out", to="safetensors", dequantize=torch.bfloat16)
+    got = load_file(tmp_path / "out" / "model.safetensors")
+    assert list(got) == ["l.weight"]
+    assert torch.equal(got["l.weight"], torch.full((200, 100), 3.0, dtype=torch.bfloat16))
+
+
+def test_from_the_shell(state, tmp_path, capsys):
+    from typer.testing import CliRunner
+
+    from ckpt_cloud.cli.app import app
+
+    ckpt_cloud.save({"a": torch.ones(3), "step": 1}, checkpoint_id=f"file://{tmp_path}/ours", no_dist=True)
+    result = CliRunner().invoke(
+        app, ["convert", f"{tmp_path}/ours", f"{tmp_path}/out", "--to", "safetensors", "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["left_out"] == ["step"]
+    assert "left out" in result.stderr
+    assert load_file(tmp_path / "out" / "model.safetensors")["a"].eq(1).all()

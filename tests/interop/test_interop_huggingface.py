@@ -1,0 +1,174 @@
+"""Hugging Face repositories, saved by DCP from any number of ranks, and consolidated by the store."""
+
+import json
+import secrets
+from pathlib import Path
+
+import boto3
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+import ckpt_cloud
+from ckpt_cloud import ForeignReader, HuggingFaceWriter
+from ckpt_cloud.errors import CheckpointExists, UnknownKey, UnsupportedTensor
+from ckpt_cloud.interop.consolidate import plan_parts
+from ckpt_cloud.stores.compose import Copied
+from tests.dcp import ranks
+from tests.interop import hf_cases
+from tests.interop.states import same
+
+MIB = 1 << 20
+WHOLES = hf_cases.WHOLES
+
+
+@pytest.fixture(autouse=True)
+def one_thread_for_each_rank(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def load_repository(path):
+    found = {}
+    for file in Path(path).glob("*.safetensors"):
+        found |= load_file(file)
+    return found
+
+
+def test_from_four_ranks_to_three(tmp_path):
+    url = f"file://{tmp_path}/repo"
+    ranks.run(
+        4,
+        hf_cases.save_sharded,
+        tmp_path,
+        url,
+        {"fqn_to_index_mapping": {"rows": 1, "columns": 2, "both": 1, "scalar": 2}},
+    )
+    names = sorted(path.name for path in (tmp_path / "repo").iterdir() if path.is_file())
+    assert names == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
+    assert same(dict(sorted(load_repository(tmp_path / "repo").items())), dict(sorted(WHOLES.items())))
+    assert all(ranks.run(3, hf_cases.load_sharded, tmp_path, url))
+
+
+@pytest.mark.slow
+def test_shards_that_are_left_as_they_are(tmp_path):
+    url = f"file://{tmp_path}/repo"
+    ranks.run(2, hf_cases.save_sharded, tmp_path, url, {"consolidate": False})
+    assert len(list((tmp_path / "repo").glob("shard-*.safetensors"))) == 2
+    assert all(ranks.run(3, hf_cases.load_sharded, tmp_path, url))
+    ckpt_cloud.convert(url, tmp_path / "whole", to="safetensors")
+    assert same(dict(sorted(load_repository(tmp_path / "whole").items())), dict(sorted(WHOLES.items())))
+
+
+def test_from_one_process(tmp_path):
+    writer = HuggingFaceWriter(f"file://{tmp_path}/repo", max_shard_bytes=5000)
+    dcp.save(dict(WHOLES), storage_writer=writer, no_dist=True)
+    index = json.loads((tmp_path / "repo" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == WHOLES.keys()
+    assert same(dict(sorted(load_repository(tmp_path / "repo").items())), dict(sorted(WHOLES.items())))
+    assert not (tmp_path / "repo" / "sharded").exists()
+
+
+def test_stock_reader_opens_it(tmp_path):
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    dcp.save(dict(WHOLES), storage_writer=HuggingFaceWriter(f"file://{tmp_path}/repo"), no_dist=True)
+    got = {name: torch.zeros_like(value) for name, value in WHOLES.items()}
+    dcp.load(got, storage_reader=HuggingFaceStorageReader(str(tmp_path / "repo")), no_dist=True)
+    assert same(got, WHOLES)
+
+
+@pytest.fixture
+def bucket_url(moto_server, monkeypatch, nobodys_cloud):
+    for name, value in moto_server.env.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{secrets.token_hex(4)}"
+    moto_server.create_bucket(bucket)
+    return f"s3://{bucket}/repo"
+
+
+def keys(url):
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    listed = boto3.session.Session().client("s3").list_objects_v2(Bucket=bucket, Prefix=prefix)
+    return sorted(entry["Key"] for entry in listed["Contents"])
+
+
+def test_s3_copies_on_its_own_side(bucket_url):
+    state = {"big": torch.randn(3, MIB), "bigger": torch.randn(5, MIB), "small": torch.randn(7)}
+    writer = HuggingFaceWriter(bucket_url)
+    dcp.save(dict(state), storage_writer=writer, no_dist=True)
+    # All but what fills up a first part of 5 MiB goes without us.
+    assert writer.copied_bytes >= 32 * MIB - 6 * MIB
+    assert keys(bucket_url) == ["repo/model.safetensors"]
+    got = {name: torch.zeros_like(value) for name, value in state.items()}
+    dcp.load(got, storage_reader=ForeignReader(bucket_url), no_dist=True)
+    assert same(got, state)
+    uploads = boto3.session.Session().client("s3").list_multipart_uploads(Bucket=bucket_url.split("/")[2])
+    assert "Uploads" not in uploads
+
+
+def test_small_tensors_on_s3(bucket_url):
+    dcp.save(dict(WHOLES), storage_writer=HuggingFaceWriter(bucket_url), no_dist=True)
+    assert same(dict(sorted(dict(ckpt_cloud.open(bucket_url)).items())), dict(sorted(WHOLES.items())))
+
+
+def test_what_is_there_is_kept(tmp_path):
+    url = f"file://{tmp_path}/repo"
+    dcp.save({"a": torch.ones(3)}, storage_writer=HuggingFaceWriter(url), no_dist=True)
+    with pytest.raises(CheckpointExists, match=r"model\.safetensors"):
+        ckpt_cloud.save({"a": torch.zeros(3)}, storage_writer=HuggingFaceWriter(url), no_dist=True)
+    assert ckpt_cloud.open(url)["a"].eq(1).all()
+    ckpt_cloud.save({"a": torch.zeros(3)}, storage_writer=HuggingFaceWriter(url, overwrite=True), no_dist=True)
+    assert ckpt_cloud.open(url)["a"].eq(0).all()
+
+
+def test_what_safetensors_cannot_hold_is_named(tmp_path):
+    writer = HuggingFaceWriter(f"file://{tmp_path}/repo")
+    with pytest.raises(UnsupportedTensor, match="'step' is no tensor"):
+        ckpt_cloud.save({"a": torch.ones(3), "step": 3}, storage_writer=writer, no_dist=True)
+    with pytest.raises(UnsupportedTensor, match="complex128, which 'z'"):
+        ckpt_cloud.save({"z": torch.zeros(3, dtype=torch.complex128)}, storage_writer=writer, no_dist=True)
+
+
+def test_a_mapping_without_a_key(tmp_path):
+    writer = HuggingFaceWriter(f"file://{tmp_path}/repo", fqn_to_index_mapping={"a": 1})
+    with pytest.raises(UnknownKey, match="'b'"):
+        ckpt_cloud.save({"a": torch.ones(3), "b": torch.ones(3)}, storage_writer=writer, no_dist=True)
+
+
+def nbytes(part):
+    spans = [part] if isinstance(part, Copied) else part
+    return sum(len(each) if isinstance(each, bytes) else each.end - each.start for each in spans)
+
+
+def flat(parts):
+    return [span for part in parts for span in ([part] if isinstance(part, Copied) else part)]
+
+
+SPANS = st.lists(st.binary(max_size=12) | st.integers(0, 60), max_size=12)
+
+
+@given(SPANS)
+def test_parts_are_large_enough_and_nothing_is_lost_or_moved(told):
+    found, at = [], 0
+    for each in told:
+        if isinstance(each, bytes):
+            found.append(each)
+        else:
+            found.append(Copied("k", at, at + each))
+            at += each
+    parts = plan_parts(iter(found), least=10)
+    assert all(nbytes(part) >= 10 for part in parts[:-1])
+
+    def content(spans):
+        return b"".join(
+            span if isinstance(span, bytes) else bytes(n % 251 for n in range(span.start, span.end)) for span in spans
+        )
+
+    assert content(flat(parts)) == content(found)
