@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
@@ -12,12 +13,11 @@ from ckpt_cloud.errors import CorruptManifest
 from ckpt_cloud.format.checksum import digests_length, sums_length
 from ckpt_cloud.format.layout import check_key, is_id
 from ckpt_cloud.format.pages import (
-    MAGIC,
     Buffer,
     Page,
     Root,
     Writer,
-    check_page,
+    check_pages,
     decode_root,
     decoded,
     in_order,
@@ -165,14 +165,18 @@ def reference(key: str, data: bytes) -> ManifestRef:
 
 
 def check(data: Buffer, expected: ManifestRef, url: str) -> None:
-    """Holds a manifest, or of one in pages its root, against what `COMMIT` says of it.
+    """Holds every byte of a manifest against what `COMMIT` says of it.
 
     Raises:
-        CorruptManifest: its size or digest differs.
+        CorruptManifest: its size or a digest differs.
     """
-    root = memoryview(data)[-expected.root :] if expected.root else data
-    if len(data) != expected.size or hashlib.sha256(root).hexdigest() != expected.sha256:
+    view = memoryview(data)
+    root = view[-expected.root :] if expected.root else view
+    if len(view) != expected.size or hashlib.sha256(root).hexdigest() != expected.sha256:
         raise CorruptManifest("the manifest is not the one that COMMIT names: its size or SHA-256 differs", url)
+    if expected.root:
+        with _at(url):
+            check_pages(view, decode_root(root, expected.size))
 
 
 def decode(data: Buffer, expected: ManifestRef, url: str) -> Manifest:
@@ -183,15 +187,22 @@ def decode(data: Buffer, expected: ManifestRef, url: str) -> Manifest:
     """
     check(data, expected, url)
     view = memoryview(data)
-    try:
-        manifest = _whole(view) if not expected.root else _paged(view, expected)
-    except CorruptManifest as error:
-        raise CorruptManifest(error.message, url) from error
+    with _at(url):
+        manifest = _paged(view, expected) if expected.root else _whole(view)
     if not is_id(manifest.attempt):
         raise CorruptManifest("the manifest has a malformed attempt id", url)
     for entry in manifest.objects:
         _check_object(entry, url)
     return manifest
+
+
+@contextmanager
+def _at(url: str) -> Iterator[None]:
+    """Adds to an error where the manifest lies."""
+    try:
+        yield
+    except CorruptManifest as error:
+        raise CorruptManifest(error.message, url) from error
 
 
 def decode_part(
@@ -258,17 +269,10 @@ def _whole(data: memoryview) -> Manifest:
 
 
 def _paged(data: memoryview, expected: ManifestRef) -> Manifest:
-    if bytes(data[: len(MAGIC)]) != MAGIC:
-        raise CorruptManifest("the manifest has an unknown magic")
     root = decode_root(data[-expected.root :], expected.size)
 
     def contents(pages: Sequence[Page], decoder: msgspec.msgpack.Decoder[T]) -> list[T]:
-        found = []
-        for page in pages:
-            body = data[page.start : page.start + page.size]
-            check_page(page, body)
-            found.append(decoded(decoder, body, "page"))
-        return found
+        return [decoded(decoder, data[page.start : page.start + page.size], "page") for page in pages]
 
     objects = [entry for page in contents(root.objects, _objects_decoder) for entry in page]
     if len(objects) != root.counts[0]:

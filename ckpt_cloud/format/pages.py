@@ -141,6 +141,18 @@ def page_of(pages: Sequence[Page], key: str | int) -> Page | None:
     return pages[at - 1] if at else None
 
 
+def check_pages(data: memoryview, root: Root) -> None:
+    """Holds the magic and all pages of a whole manifest against its root.
+
+    Raises:
+        CorruptManifest: they are not those that were written.
+    """
+    if data[: len(MAGIC)] != MAGIC:
+        raise CorruptManifest("the manifest has an unknown magic")
+    for page in (*root.objects, *root.tensors, *root.items, *root.paths):
+        check_page(page, data[page.start : page.start + page.size])
+
+
 def check_page(page: Page, data: Buffer) -> None:
     """Holds the bytes of a page against the root.
 

@@ -40,6 +40,10 @@ class Pulls(Protocol):
         ...
 
 
+_ARCHIVE = b"PK"
+"""Of a zip file."""
+
+
 class Puller:
     """A checkpoint that was opened by `reader`, and what it holds."""
 
@@ -90,7 +94,7 @@ class _Into(LoadPlanner):
         return target
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        self.items[read_item.dest_index.fqn] = value.getvalue()
+        self.items[read_item.dest_index.fqn] = _in_an_archive(value.getvalue())
 
     def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
         """It is the target."""
@@ -106,6 +110,15 @@ class _Into(LoadPlanner):
 
     def finish_plan(self, central_plan: LoadPlan) -> LoadPlan:
         return central_plan
+
+
+def _in_an_archive(value: bytes) -> bytes:
+    """The item in `torch.save`'s present form; our reader gives plain values in the older one, quicker to open."""
+    if value.startswith(_ARCHIVE):
+        return value
+    saved = io.BytesIO()
+    torch.save(opened_item(value), saved)
+    return saved.getvalue()
 
 
 def opened_item(value: bytes) -> Any:

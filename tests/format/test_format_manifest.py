@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ckpt_cloud.errors import CorruptManifest
 from ckpt_cloud.format.checksum import sums_length
 from ckpt_cloud.format.manifest import (
-    MAGIC,
+    MAGIC_1,
     Chunk,
     ItemEntry,
     Manifest,
@@ -71,13 +71,14 @@ def refused(data):
 
 
 def small(**changes):
+    """A manifest of version 1, in one piece."""
     fields = {"attempt": ID, "writer": "test", "objects": [], "tensors": {}, "items": {}} | changes
-    return MAGIC + msgspec.msgpack.encode(fields)
+    return MAGIC_1 + msgspec.msgpack.encode(fields)
 
 
 def with_raw(name, raw):
     """A manifest whose field `name` is `raw`, bytes of MessagePack that may lie."""
-    return MAGIC + b"\x86" + small()[len(MAGIC) + 1 :] + msgspec.msgpack.encode(name) + raw
+    return MAGIC_1 + b"\x86" + small()[len(MAGIC_1) + 1 :] + msgspec.msgpack.encode(name) + raw
 
 
 @given(manifests)
@@ -110,8 +111,14 @@ def test_another_length_is_found(change):
 
 
 def test_another_major_version_has_another_magic():
-    assert "magic" in str(refused(b"CKPTCLD2" + small()[8:]))
-    assert URL in str(refused(b"CKPTCLD2" + small()[8:]))
+    for data in (small(), encode(opened(small()))):
+        other = b"CKPTCLD9" + data[8:]
+        expected = msgspec.structs.replace(reference(KEY, data), key=KEY)
+        if not expected.root:
+            expected = msgspec.structs.replace(expected, sha256=hashlib.sha256(other).hexdigest())
+        with pytest.raises(CorruptManifest, match="magic") as refusal:
+            decode(other, expected, URL)
+        assert URL in str(refusal.value)
 
 
 PACK = f"data/{ID}/0.safetensors"
@@ -121,7 +128,7 @@ PACK = f"data/{ID}/0.safetensors"
     "data",
     [
         pytest.param(b"", id="empty"),
-        pytest.param(MAGIC, id="no-body"),
+        pytest.param(MAGIC_1, id="no-body"),
         pytest.param(small()[:-1], id="cut-off"),
         pytest.param(small() + b"\0", id="more-behind-it"),
         pytest.param(small(attempt="../x"), id="malformed-attempt"),
@@ -170,7 +177,7 @@ def decodes_or_is_refused(data):
 
 @given(st.binary(max_size=200))
 def test_garbage_behind_the_magic(body):
-    decodes_or_is_refused(MAGIC + body)
+    decodes_or_is_refused(MAGIC_1 + body)
 
 
 @given(
@@ -179,6 +186,6 @@ def test_garbage_behind_the_magic(body):
 def test_other_bytes_in_a_valid_manifest(manifest, changes):
     data = bytearray(encode(manifest))
     for where, gone, new in changes:
-        at = len(MAGIC) + round(where * (len(data) - len(MAGIC)))
+        at = len(MAGIC_1) + round(where * (len(data) - len(MAGIC_1)))
         data[at : at + gone] = new
     decodes_or_is_refused(bytes(data))
