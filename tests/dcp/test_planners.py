@@ -93,7 +93,7 @@ def test_cached_plans_with_one_planner_of_one_process(file_url, no_cached_plans)
         ({"model", "step"}, {"model", "step"}),
         ({"nothing"}, set()),
     ],
-    ids=str,
+    ids=["all", "name", "dotted", "several", "nothing"],
 )
 def test_load_state_dict_from_keys(file_url, keys, there):
     ckpt_cloud.save(nested(3), checkpoint_id=file_url)
