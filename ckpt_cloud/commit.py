@@ -129,6 +129,22 @@ async def open_manifest(
 async def _open_manifest(
     store: ObjectStore, accept: Callable[[Register, str], None] | None
 ) -> tuple[ManifestRef, bytes]:
+    reference = await committed(store, accept)
+    where = f"{store.url}/{reference.key}"
+    try:
+        data, _ = await store.get(reference.key, limit=_MANIFEST_LIMIT)
+    except NotFound:
+        raise CorruptManifest("the manifest that COMMIT names is gone", where, "load an earlier checkpoint") from None
+    manifests.check(data, reference, where)
+    return reference, data
+
+
+async def committed(store: ObjectStore, accept: Callable[[Register, str], None] | None) -> ManifestRef:
+    """Where `COMMIT` says that the manifest is, once `accept` let the register pass.
+
+    Raises:
+        As `open_manifest`.
+    """
     register = (await read_register(store)).register
     if register is None:
         raise await _nothing_here(store)
@@ -136,13 +152,7 @@ async def _open_manifest(
         raise CheckpointDeleted(f"the checkpoint is {register.state}", store.url, "load another one")
     if accept is not None:
         accept(register, store.url)
-    where = f"{store.url}/{register.manifest.key}"
-    try:
-        data, _ = await store.get(register.manifest.key, limit=_MANIFEST_LIMIT)
-    except NotFound:
-        raise CorruptManifest("the manifest that COMMIT names is gone", where, "load an earlier checkpoint") from None
-    manifests.check(data, register.manifest, where)
-    return register.manifest, data
+    return register.manifest
 
 
 async def explained(store: ObjectStore, attempt: str, damage: Damaged) -> CkptCloudError:

@@ -12,7 +12,7 @@ import dataclasses
 import io
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from ckpt_cloud import bridge, commit, garbage
+from ckpt_cloud import bridge, commit, garbage, lookup
 from ckpt_cloud.errors import (
     CheckpointChanged,
     CheckpointNotFound,
@@ -150,8 +150,11 @@ class ObjectStoreReader(StorageReader):
             self._url = checkpoint_id
         self._given = self._load = self._error = None
 
-    def open(self) -> Opened:
+    def open(self, keys: Collection[str] | None = None) -> Opened:
         """Finds out what the checkpoint holds; what it returns may be given to other ranks' `adopt`.
+
+        Args:
+            keys: of all that will be asked for; then only what concerns them is fetched of a large manifest.
 
         Raises:
             CheckpointNotFound, CheckpointIncomplete, CheckpointDeleted: nothing to load here.
@@ -159,7 +162,7 @@ class ObjectStoreReader(StorageReader):
             BucketNotFound, PermissionDenied, MissingCredentials, StoreUnavailable, ...: within seconds.
         """
         place = Place.at(location_of(self._url), self._settings.store)
-        return self._open(place)
+        return self._open(place, keys)
 
     def adopt(self, opened: Opened) -> None:
         """Has the next load use what another rank opened, so that one rank alone asks the store."""
@@ -269,14 +272,17 @@ class ObjectStoreReader(StorageReader):
         except Damaged as damage:
             raise await commit.explained(load.place.control, load.manifest.attempt, damage) from None
 
-    def _open(self, place: Place) -> Opened:
+    def _open(self, place: Place, keys: Collection[str] | None = None) -> Opened:
         registers: list[Register] = []
 
         def accept(register: Register, url: str) -> None:
             self._signers.check(register, url)
             registers.append(register)
 
-        reference, data = bridge.run(commit.open_manifest(place.control, accept))
+        if keys is None:
+            reference, data = bridge.run(commit.open_manifest(place.control, accept))
+        else:
+            reference, data = bridge.run(lookup.open_part(place.control, frozenset(keys), accept))
         return Opened(reference, data, registers[-1])
 
     def _begin(self, place: Place) -> Metadata:

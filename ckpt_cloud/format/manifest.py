@@ -205,48 +205,6 @@ def _at(url: str) -> Iterator[None]:
         raise CorruptManifest(error.message, url) from error
 
 
-def decode_part(
-    root: Root, tensors: Iterable[Buffer], objects: Iterable[tuple[int, Buffer]], names: Collection[str], url: str
-) -> Manifest:
-    """A manifest of the tensors `names` alone, out of pages that were checked, with the objects that they lie in.
-
-    Args:
-        tensors: pages.
-        objects: pages, each with the number of its first object.
-
-    Raises:
-        CorruptManifest: a page does not decode, or lacks an object.
-    """
-    found: dict[str, TensorEntry] = {}
-    for page in tensors:
-        _, all_names, entries = decoded(_tensors_decoder, page, "page of tensors")
-        found |= {name: entry for name, entry in zip(all_names, entries, strict=False) if name in names}
-    known: dict[int, ObjectEntry] = {}
-    for first, page in objects:
-        entries_here: list[ObjectEntry] = decoded(_objects_decoder, page, "page of objects")
-        known |= dict(enumerate(entries_here, first))
-    numbers = objects_of(found)
-    if not set(numbers) <= set(known):
-        raise CorruptManifest("the manifest names an object that it does not have", url)
-    for number in numbers:
-        _check_object(known[number], url)
-    moved = {number: place for place, number in enumerate(numbers)}
-    return Manifest(
-        attempt=root.attempt,
-        writer=root.writer,
-        objects=[known[number] for number in numbers],
-        tensors={name: _moved(entry, moved) for name, entry in found.items()},
-        items={},
-        ranks=root.ranks,
-        user_metadata=root.user_metadata,
-    )
-
-
-def objects_of(tensors: Mapping[str, TensorEntry]) -> list[int]:
-    """Numbers of the objects that the tensors lie in, in ascending order."""
-    return sorted({chunk.object for entry in tensors.values() for chunk in entry.chunks if chunk.object >= 0})
-
-
 def decode_tensors(page: Buffer) -> dict[str, TensorEntry]:
     """The tensors of a page that was checked.
 
@@ -255,6 +213,62 @@ def decode_tensors(page: Buffer) -> dict[str, TensorEntry]:
     """
     _, names, entries = decoded(_tensors_decoder, page, "page of tensors")
     return dict(zip(names, entries, strict=False))
+
+
+def decode_items(pages: Iterable[Buffer], names: Collection[str]) -> dict[str, ItemEntry]:
+    """The items `names` of pages that were checked.
+
+    Raises:
+        CorruptManifest: a page does not decode.
+    """
+    found: dict[str, ItemEntry] = {}
+    for page in pages:
+        _, all_names, entries = decoded(_items_decoder, page, "page of items")
+        found |= {name: entry for name, entry in zip(all_names, entries, strict=False) if name in names}
+    return found
+
+
+def objects_of(tensors: Mapping[str, TensorEntry], items: Mapping[str, ItemEntry]) -> list[int]:
+    """Numbers of the objects that tensors and items lie in, in ascending order."""
+    numbers = {chunk.object for entry in tensors.values() for chunk in entry.chunks}
+    numbers |= {entry.object for entry in items.values()}
+    return sorted(number for number in numbers if number >= 0)
+
+
+def part(
+    root: Root,
+    tensors: Mapping[str, TensorEntry],
+    items: Mapping[str, ItemEntry],
+    objects: Iterable[tuple[str | int, Buffer]],
+    url: str,
+) -> Manifest:
+    """A manifest of some tensors and items, with only the objects that they lie in.
+
+    Args:
+        objects: pages that were checked, each with the number of its first object.
+
+    Raises:
+        CorruptManifest: a page does not decode, or lacks an object.
+    """
+    known: dict[int, ObjectEntry] = {}
+    for first, page in objects:
+        entries: list[ObjectEntry] = decoded(_objects_decoder, page, "page of objects")
+        known |= dict(enumerate(entries, int(first)))
+    numbers = objects_of(tensors, items)
+    if not set(numbers) <= set(known):
+        raise CorruptManifest("the manifest names an object that it does not have", url)
+    moved = {number: place for place, number in enumerate(numbers)}
+    return Manifest(
+        attempt=root.attempt,
+        writer=root.writer,
+        objects=[known[number] for number in numbers],
+        tensors={name: _moved(entry, moved) for name, entry in tensors.items()},
+        items={
+            name: msgspec.structs.replace(entry, object=moved.get(entry.object, -1)) for name, entry in items.items()
+        },
+        ranks=root.ranks,
+        user_metadata=root.user_metadata,
+    )
 
 
 def _moved(entry: TensorEntry, places: dict[int, int]) -> TensorEntry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from typing import Any
 
 from ckpt_cloud.errors import CheckpointIncomplete, CheckpointNotFound, CheckpointPerRank
@@ -14,7 +15,11 @@ AnyReader = ObjectStoreReader | ForeignReader
 
 
 def reader_for(
-    url: str | os.PathLike[str], settings: dict[str, Any], foreign: dict[str, Any], signed: dict[str, Any]
+    url: str | os.PathLike[str],
+    settings: dict[str, Any],
+    foreign: dict[str, Any],
+    signed: dict[str, Any],
+    keys: Collection[str] | None = None,
 ) -> AnyReader:
     """The reader that can read what is at `url`; it has opened it already.
 
@@ -22,19 +27,22 @@ def reader_for(
         settings: arguments of either reader.
         foreign: further ones of `ForeignReader`.
         signed: further ones of `ObjectStoreReader`; where any is given, no other format will do.
+        keys: of all that will be asked for, if that is known.
 
     Raises:
         CheckpointNotFound, ...: as `find_any`.
     """
     ours = ObjectStoreReader(url, **settings, **signed)
     if any(value is not None for value in signed.values()):
+        if keys is not None:
+            ours.adopt(ours.open(keys))
         return ours
     other = ForeignReader(url, **settings, **foreign)
-    found = find_any(ours, other)
+    found = find_any(ours, other, keys)
     return adopted(ours, other, found)
 
 
-def find_any(ours: ObjectStoreReader, other: ForeignReader) -> Opened | Contents:
+def find_any(ours: ObjectStoreReader, other: ForeignReader, keys: Collection[str] | None = None) -> Opened | Contents:
     """What is at the readers' URL: a checkpoint of ours, if there is one.
 
     Raises:
@@ -42,7 +50,7 @@ def find_any(ours: ObjectStoreReader, other: ForeignReader) -> Opened | Contents
         As both readers' `open`.
     """
     try:
-        return ours.open()
+        return ours.open(keys)
     except CheckpointNotFound as error:
         if type(error) not in (CheckpointNotFound, CheckpointIncomplete, CheckpointPerRank):
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import EllipsisType, TracebackType
 from typing import Any, Self
 
@@ -26,6 +26,7 @@ Index = int | slice | EllipsisType | tuple[int | slice | EllipsisType, ...]
 def open(  # noqa: A001 - as ckpt_cloud.open
     url: str | os.PathLike[str],
     *,
+    keys: Collection[str] | None = None,
     dequantize: torch.dtype | None = None,
     block_size: int = 128,
     extensions: ExtensionRegistry | None = None,
@@ -44,6 +45,8 @@ def open(  # noqa: A001 - as ckpt_cloud.open
 
     Args:
         url: of the checkpoint; a directory or a single file.
+        keys: of what will be asked for. The mapping then holds no others, and of a checkpoint of ours with a million
+            chunks some hundred KiB are fetched to find them.
         dequantize, block_size, extensions: as for `ForeignReader`; for other formats than ours.
         store, transfer, memory_budget, trust: as for `ObjectStoreReader`.
         trusted_keys, require_signature: likewise; with them only checkpoints of ours are opened, since no other format
@@ -59,7 +62,7 @@ def open(  # noqa: A001 - as ckpt_cloud.open
     settings = {"store": store, "transfer": transfer, "memory_budget": memory_budget, "trust": trust, **store_options}
     signed = {"trusted_keys": trusted_keys, "require_signature": require_signature}
     foreign = {"dequantize": dequantize, "block_size": block_size, "extensions": extensions}
-    return Checkpoint(reader_for(url, settings, foreign, signed))
+    return Checkpoint(reader_for(url, settings, foreign, signed, keys), keys)
 
 
 class Checkpoint(Mapping[str, Any]):
@@ -68,9 +71,9 @@ class Checkpoint(Mapping[str, Any]):
     `checkpoint["model.weight"]` is the whole tensor, or the value of what is no tensor. `get_slice` gives a part.
     """
 
-    def __init__(self, reader: AnyReader) -> None:
+    def __init__(self, reader: AnyReader, keys: Collection[str] | None = None) -> None:
         self._reader = reader
-        self._puller = Puller(reader)
+        self._puller = Puller(reader, keys)
 
     def __repr__(self) -> str:
         size = sum(_nbytes(entry) for entry in self._puller.tensors.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -47,9 +47,11 @@ _ARCHIVE = b"PK"
 class Puller:
     """A checkpoint that was opened by `reader`, and what it holds."""
 
-    def __init__(self, reader: StorageReader) -> None:
+    def __init__(self, reader: StorageReader, keys: Collection[str] | None = None) -> None:
         self._reader = reader
         self.metadata: Metadata = reader.read_metadata()
+        if keys is not None:
+            self.metadata = _only(self.metadata, keys)
         entries = self.metadata.state_dict_metadata
         self.tensors = {fqn: entry for fqn, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
         self.items = [fqn for fqn, entry in entries.items() if isinstance(entry, BytesStorageMetadata)]
@@ -76,6 +78,11 @@ class Puller:
         box = ChunkStorageMetadata(torch.Size(pull.offsets), torch.Size(pull.sizes))
         found: list[ReadItem] = create_read_items_for_chunk_list(pull.fqn, self.tensors[pull.fqn], [box])
         return found
+
+
+def _only(metadata: Metadata, keys: Collection[str]) -> Metadata:
+    entries = {key: entry for key, entry in metadata.state_dict_metadata.items() if key in keys}
+    return replace(metadata, state_dict_metadata=entries)
 
 
 class _Into(LoadPlanner):

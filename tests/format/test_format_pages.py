@@ -16,10 +16,10 @@ from ckpt_cloud.format.manifest import (
     ObjectEntry,
     TensorEntry,
     decode,
-    decode_part,
     decode_tensors,
     encode,
     objects_of,
+    part,
     reference,
 )
 from ckpt_cloud.format.register import ManifestRef
@@ -93,14 +93,14 @@ def test_one_tensor_needs_one_page_of_tensors_and_those_of_its_objects(name):
         return memoryview(data)[page.start : page.start + page.size]
 
     page = pages.page_of(root.tensors, name)
-    numbers = objects_of({name: decode_tensors(body(page))[name]})
-    needed = {pages.page_of(root.objects, number) for number in numbers}
-    part = decode_part(root, [body(page)], [(p.first, body(p)) for p in needed], {name}, URL)
+    found = {name: decode_tensors(body(page))[name]}
+    needed = {pages.page_of(root.objects, number) for number in objects_of(found, {})}
+    some = part(root, found, {}, [(p.first, body(p)) for p in needed], URL)
 
-    assert list(part.tensors) == [name]
+    assert list(some.tensors) == [name]
     whole = manifest.tensors[name]
-    for ours, theirs in zip(part.tensors[name].chunks, whole.chunks, strict=True):
-        assert part.objects[ours.object] == manifest.objects[theirs.object]
+    for ours, theirs in zip(some.tensors[name].chunks, whole.chunks, strict=True):
+        assert some.objects[ours.object] == manifest.objects[theirs.object]
         assert (ours.offsets, ours.sizes, ours.start) == (theirs.offsets, theirs.sizes, theirs.start)
     assert page.size + sum(p.size for p in needed) < len(data) / 5
 
