@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from concurrent.futures import Future, wait
+from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
 from torch.distributed import checkpoint as dcp
@@ -25,6 +25,7 @@ from ckpt_cloud.errors import (
     InvalidOption,
     RankFailed,
     RankLost,
+    SaveInFlight,
     StateMismatch,
 )
 from ckpt_cloud.interop.any_format import AnyReader, find_any
@@ -91,17 +92,26 @@ def async_save(
     async_stager: AsyncStager | None = None,
     no_dist: bool = False,
     use_collectives: bool = True,
+    in_flight: Literal["wait", "refuse"] = "wait",
 ) -> Future[Metadata] | AsyncSaveResponse:
     """`torch.distributed.checkpoint.async_save` to an object store.
 
-    Args are DCP's. Give it a process group of its own, with a CPU backend: the background thread runs collectives
-    beside the training's.
+    Args are DCP's, and one more. Give it a process group of its own, with a CPU backend: the background thread runs
+    collectives beside the training's.
+
+    Args:
+        in_flight: what becomes of a save while an earlier one of this process is still under way. There is one
+            staged copy of the state at a time, so that it waits for the earlier to end, or is refused.
 
     Returns:
         A future of the metadata, or DCP's `AsyncSaveResponse` for stagers that stage in the background. Its
         `result()` raises as `save` does.
+
+    Raises:
+        SaveInFlight: an earlier save is not done, and this one may not wait. Decide alike on all ranks.
     """
     writer = storage_writer or ObjectStoreWriter()
+    _turn(in_flight)
     response = dcp.async_save(
         state_dict,
         checkpoint_id=checkpoint_id,
@@ -114,10 +124,30 @@ def async_save(
         use_collectives=use_collectives,
     )
     if isinstance(response, AsyncSaveResponse):
-        return AsyncSaveResponse(
-            response.staging_completion, _settled(response.upload_completion, writer, no_dist=no_dist)
-        )
-    return _settled(response, writer, no_dist=no_dist)
+        upload = _under_way(_settled(response.upload_completion, writer, no_dist=no_dist))
+        return AsyncSaveResponse(response.staging_completion, upload)
+    return _under_way(_settled(response, writer, no_dist=no_dist))
+
+
+def _turn(in_flight: str) -> None:
+    """Waits for the save that is under way in this process, if there is one; what became of it is for its caller."""
+    if in_flight not in ("wait", "refuse"):
+        raise InvalidOption(f"in_flight is {in_flight!r}; it is 'wait' or 'refuse'")
+    earlier = _latest[0]
+    if earlier is None or earlier.done():
+        return
+    if in_flight == "refuse":
+        raise SaveInFlight("an earlier save is still under way", hint="wait for its result(), or skip this one")
+    wait([earlier])
+
+
+def _under_way(upload: Future[T]) -> Future[T]:
+    _latest[0] = upload
+    return upload
+
+
+_latest: list[Future[Any] | None] = [None]
+"""The asynchronous save that this process began last; there is at most one that is not done."""
 
 
 def load(

@@ -6,7 +6,7 @@
     │   ├── Throttled               the store asks for fewer requests
     │   ├── CheckpointChanged       replaced while it was being read
     │   ├── RankLost                another rank died or no longer answers; also a RuntimeError
-    │   ├── SaveInFlight            a manager's earlier save still runs in the background
+    │   ├── SaveInFlight            an earlier save still runs in the background
     │   └── CommitStateUnknown      the commit may or may not have landed; nothing was deleted
     ├── FixRequest                  the call, the configuration or a permission must change first
     │   ├── InvalidURL              unknown scheme or malformed URL

@@ -2,6 +2,8 @@
 
 import logging
 import pickle
+import secrets
+import threading
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from ckpt_cloud.errors import (
     InvalidOption,
     InvalidURL,
     RankFailed,
+    SaveInFlight,
     Unsupported,
 )
 
@@ -352,3 +355,19 @@ def test_loading_logs_nothing_alarming(url, caplog):
     assert [
         record for record in caplog.records if record.levelno >= logging.WARNING and "error" not in str(record.msg)
     ] == []
+
+
+def test_a_second_asynchronous_save_waits_or_is_refused(store_faults):
+    first, second, third = (f"memory://{secrets.token_hex(6)}/run/step-{n}" for n in range(3))
+    store_faults.hang("put", key="*.safetensors")
+    running = ckpt_cloud.async_save({"w": torch.ones(4)}, checkpoint_id=first, no_dist=True)
+    with pytest.raises(SaveInFlight, match="still under way"):
+        ckpt_cloud.async_save({"w": torch.ones(4)}, checkpoint_id=third, no_dist=True, in_flight="refuse")
+    assert not running.done()
+    threading.Timer(0.2, store_faults.release).start()
+    waited = ckpt_cloud.async_save({"w": torch.zeros(4)}, checkpoint_id=second, no_dist=True)
+    assert running.done(), "there is one staged copy at a time"
+    waited.result()
+    with pytest.raises(InvalidOption, match="in_flight"):
+        ckpt_cloud.async_save({"w": torch.ones(4)}, checkpoint_id=third, no_dist=True, in_flight="skip")
+    assert ckpt_cloud.latest(third.rpartition("/")[0]) is None

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckpt_cloud
-from ckpt_cloud.errors import CheckpointNotFound, CkptCloudError, SliceOutOfBounds, UnknownKey, UntrustedItem
+from ckpt_cloud.errors import (
+    CheckpointNotFound,
+    CkptCloudError,
+    CorruptManifest,
+    SliceOutOfBounds,
+    UnknownKey,
+    UntrustedItem,
+)
+from ckpt_cloud.format import pages
 from tests.interop.states import same
 
 
@@ -149,3 +157,40 @@ def test_places_with_nothing(tmp_path):
 def test_a_wrong_option_is_told_at_once():
     with pytest.raises(CkptCloudError, match="unknown option 'ragion'"):
         ckpt_cloud.open("s3://bucket/run", ragion="x")
+
+
+def test_known_keys_need_a_few_pages_of_a_large_manifest(monkeypatch, store_faults):
+    monkeypatch.setattr(pages, "PAGE_BYTES", 2000)
+    where = f"memory://{secrets.token_hex(4)}/step-1"
+    state = {f"w{n}": torch.full((3,), float(n)) for n in range(400)} | {f"s{n}": n for n in range(400)}
+    ckpt_cloud.save(state | {"big": ["x" * 100_000]}, checkpoint_id=where, no_dist=True)
+    store_faults.clear()
+
+    opened = ckpt_cloud.open(where, keys=["w123", "s7", "big", "missing"])
+
+    asked = [call.operation for call in store_faults.operations if call.key.endswith("/manifest")]
+    assert set(asked) == {"get_range"}
+    assert len(asked) <= 1 + 4, "the root, a page each, and one of objects"
+    assert sorted(opened) == ["big", "s7", "w123"]
+    assert same(opened["w123"], state["w123"])
+    assert (opened["s7"], opened["big"]) == (7, ["x" * 100_000])
+    with pytest.raises(UnknownKey):
+        opened["w124"]
+
+
+def test_keys_of_a_manifest_in_one_piece_and_of_another_format(tmp_path):
+    torch.save({"w": torch.ones(2), "v": torch.zeros(2)}, tmp_path / "state.pt")
+    opened = ckpt_cloud.open(tmp_path / "state.pt", keys=["w"])
+    assert list(opened) == ["w"]
+
+
+@pytest.mark.parametrize("damaged", ["root", "page"])
+def test_a_damaged_manifest_is_never_believed(monkeypatch, store_faults, damaged):
+    monkeypatch.setattr(pages, "PAGE_BYTES", 2000)
+    where = f"memory://{secrets.token_hex(4)}/step-1"
+    ckpt_cloud.save({f"w{n}": torch.ones(3) for n in range(400)}, checkpoint_id=where, no_dist=True)
+    store_faults.corrupt("*/manifest", times=1, after=0 if damaged == "root" else 1)
+    assert same(ckpt_cloud.open(where, keys=["w5"])["w5"], torch.ones(3)), "damage on the way is read again"
+    store_faults.corrupt("*/manifest", after=0 if damaged == "root" else 1)
+    with pytest.raises(CorruptManifest):
+        ckpt_cloud.open(where, keys=["w5"])
