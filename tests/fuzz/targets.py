@@ -7,11 +7,13 @@ an error of ours is a finding; `RankFailed` too, which is how a foreign error co
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import numpy as np
@@ -19,14 +21,15 @@ import torch
 
 import ckpt_cloud
 from ckpt_cloud import ObjectStoreReader, ObjectStoreWriter, StoreOptions, TransferOptions, bridge
-from ckpt_cloud.errors import CkptCloudError, RankFailed
+from ckpt_cloud.errors import CkptCloudError, CorruptManifest, RankFailed
 from ckpt_cloud.format import manifest as manifests
-from ckpt_cloud.format import pickles, plain
+from ckpt_cloud.format import pages, pickles, plain
 from ckpt_cloud.format import register as registers
 from ckpt_cloud.format.pack import parse_header
-from ckpt_cloud.format.register import Register
+from ckpt_cloud.format.register import ManifestRef, Register
 from ckpt_cloud.items import screened
 from ckpt_cloud.stores import ObjectStore, open_store, parse_url
+from tests import forge
 from tests.fuzz.mutate import mutated, scrambled
 
 URL = "memory://fuzz/run"
@@ -43,6 +46,7 @@ def _state() -> dict[str, Any]:
         "step": 7,
         "loss": np.float64(0.5),
         "long": ["a plain value that does not fit inline"] * 20,
+        "pickled": {2j},
         "tuple": (torch.ones(3), {"k": b"\0\xff"}),
     }
 
@@ -57,11 +61,17 @@ def _blank(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Seed:
-    """A valid checkpoint, taken apart."""
+    """A valid checkpoint, taken apart.
+
+    Attributes:
+        fields: of its manifest, as version 1 has them.
+        manifest: the bytes of it, of version 2 and on several pages of each kind.
+    """
 
     store: ObjectStore
     register: Register
-    manifest: dict[str, Any]
+    fields: dict[str, Any]
+    manifest: bytes
     packs: dict[str, bytes]
 
 
@@ -71,11 +81,13 @@ def seed() -> Seed:
     ckpt_cloud.save(_state(), storage_writer=ObjectStoreWriter(URL, transfer=SMALL), no_dist=True)
     store = open_store(parse_url(URL), StoreOptions())
     register, data = bridge.run(_opened(store))
-    manifest = msgspec.msgpack.decode(data[len(manifests.MAGIC) :])
-    (chunk,) = manifest["tensors"]["w"][2]
-    manifest["tensors"]["w"][2] = [[[0, 0], [1, 6], *chunk[2:]], [[1, 0], [3, 6], chunk[2], chunk[3] + 24]]
-    packs = {entry[0]: bridge.run(store.get(entry[0], limit=1 << 30))[0] for entry in manifest["objects"]}
-    return Seed(store, register, manifest, packs)
+    fields = msgspec.msgpack.decode(msgspec.msgpack.encode(forge.opened(data)))
+    (chunk,) = fields["tensors"]["w"][2]
+    fields["tensors"]["w"][2] = [[[0, 0], [1, 6], *chunk[2:]], [[1, 0], [3, 6], chunk[2], chunk[3] + 24]]
+    with patch.object(pages, "PAGE_BYTES", 100):
+        data = forge.changed(data, tensors=fields["tensors"])
+    packs = {entry[0]: bridge.run(store.get(entry[0], limit=1 << 30))[0] for entry in fields["objects"]}
+    return Seed(store, register, fields, data, packs)
 
 
 async def _opened(store: ObjectStore) -> tuple[Register, bytes]:
@@ -91,7 +103,12 @@ def commit(manifest: bytes) -> None:
     found = seed()
     assert found.register.manifest is not None
     key = found.register.manifest.key
-    register = msgspec.structs.replace(found.register, manifest=manifests.reference(key, manifest))
+    try:
+        reference = manifests.reference(key, manifest)
+    except CorruptManifest:
+        root = min(len(manifest), 100)
+        reference = ManifestRef(key, len(manifest), hashlib.sha256(manifest[-root:]).hexdigest(), root)
+    register = msgspec.structs.replace(found.register, manifest=reference)
     bridge.run(found.store.put(key, manifest))
     bridge.run(found.store.put("COMMIT", registers.encode(register)))
 
@@ -104,24 +121,52 @@ def load() -> dict[str, Any]:
 
 
 def untouched() -> bytes:
-    return manifests.MAGIC + msgspec.msgpack.encode(seed().manifest)
+    return seed().manifest
+
+
+def _with_other_values(rng: random.Random) -> bytes:
+    """A manifest of version 1, or of version 2 with some of its pages changed, or its root, or both."""
+    if rng.random() < 0.3:
+        return forge.in_one_piece(mutated(rng, seed().fields))
+    root, contents = forge.taken_apart(untouched())
+    which = rng.randrange(3)
+    if which:
+        kind = rng.choice(forge.KINDS)
+        at = rng.randrange(len(contents[kind]))
+        contents[kind][at] = mutated(rng, contents[kind][at])
+    root, body = forge.with_pages(root, contents)
+    return forge.closed(root if which == 1 else mutated(rng, root), body)
+
+
+def _with_other_bytes(rng: random.Random) -> bytes:
+    """As bytes: version 1's, or version 2's with the digests of its pages right or not."""
+    which = rng.randrange(3)
+    if which == 0:
+        return scrambled(rng, forge.in_one_piece(seed().fields))
+    if which == 1:
+        return scrambled(rng, untouched())
+    root, contents = forge.taken_apart(untouched())
+    kind = rng.choice(forge.KINDS)
+    at = rng.randrange(len(contents[kind]))
+    contents[kind][at] = msgspec.Raw(scrambled(rng, msgspec.msgpack.encode(contents[kind][at])))
+    return forge.closed(*forge.with_pages(root, contents))
 
 
 def fuzz_manifest(rng: random.Random) -> None:
     """Other values in the manifest: keys, ranges, shapes, counts, nesting."""
-    commit(manifests.MAGIC + msgspec.msgpack.encode(mutated(rng, seed().manifest)))
+    commit(_with_other_values(rng))
     load()
 
 
 def fuzz_manifest_bytes(rng: random.Random) -> None:
     """Other bytes in the manifest."""
-    commit(scrambled(rng, untouched()))
+    commit(_with_other_bytes(rng))
     load()
 
 
 def fuzz_verify(rng: random.Random) -> None:
     """As `manifest`, by the check that does not need torch."""
-    commit(manifests.MAGIC + msgspec.msgpack.encode(mutated(rng, seed().manifest)))
+    commit(_with_other_values(rng))
     ckpt_cloud.verify(URL, deep=True, transfer=SMALL)
 
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_cloud.errors import ChecksumMismatch, CkptCloudError, CorruptManifest, MissingObject
+from tests import forge
 from tests.fuzz.mutate import mutated, scrambled
 from tests.fuzz.targets import TARGETS, _state, commit, is_finding, load, saved, untouched
 from tests.fuzz.targets import seed as valid
@@ -33,8 +34,12 @@ def quiet():
 
 
 def test_the_seed_is_whole():
-    commit(untouched())
-    assert saved(load()) == saved(_state())
+    for manifest in (untouched(), forge.in_one_piece(valid().fields)):
+        commit(manifest)
+        assert saved(load()) == saved(_state())
+    root, contents = forge.taken_apart(untouched())
+    assert forge.closed(*forge.with_pages(root, contents)) == untouched()
+    assert min(len(contents[kind]) for kind in ("tensors", "items", "paths")) > 1
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
@@ -73,8 +78,8 @@ def test_the_damage_is_damage():
 
 
 def test_mutations_do_not_touch_their_source():
-    before = repr(valid().manifest)
+    before = repr(valid().fields)
     for number in range(300):
-        mutated(random.Random(number), valid().manifest)
+        mutated(random.Random(number), valid().fields)
         scrambled(random.Random(number), b"abc")
-    assert repr(valid().manifest) == before
+    assert repr(valid().fields) == before

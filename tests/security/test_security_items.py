@@ -18,24 +18,27 @@ from ckpt_cloud.errors import UntrustedItem
 from ckpt_cloud.format.pickles import is_plain, rebuilt, records
 from ckpt_cloud.items import screened
 
-scalars = (
+floats = st.floats() | st.complex_numbers() | st.floats(width=32).map(np.float32) | st.floats().map(np.float64)
+others = (
     st.none()
     | st.booleans()
     | st.integers()
     | st.integers(-(2**3000), 2**3000)
-    | st.floats()
-    | st.complex_numbers()
     | st.text(st.characters(categories=None))
     | st.binary()
-    | st.floats(width=32).map(np.float32)
-    | st.floats().map(np.float64)
     | st.integers(-(2**63), 2**63 - 1).map(np.int64)
     | st.booleans().map(np.bool_)
     | st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5).map(np.str_)
     | st.lists(st.integers(0, 2**40), max_size=4).map(torch.Size)
     | st.sampled_from([torch.float32, torch.bfloat16, torch.int64])
 )
-keys = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=5)
+scalars = others | floats
+# No NaN: it hashes by its identity, so that a set of two comes in another order each time.
+keys = st.recursive(
+    others | floats.filter(lambda value: value == value),
+    lambda inner: st.lists(inner, max_size=3).map(tuple),
+    max_leaves=5,
+)
 values = st.recursive(
     scalars | st.binary().map(bytearray) | st.sets(keys, max_size=3) | st.frozensets(keys, max_size=3),
     lambda inner: (

@@ -8,6 +8,7 @@ from ckpt_cloud import ObjectStoreReader, ObjectStoreWriter
 from ckpt_cloud.errors import CorruptCommit, CorruptManifest
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.register import Register, encode
+from tests import forge
 from tests.faults.server import FaultServer
 
 ID = "0190b5c4f00e7abc8def0123456789ab"
@@ -52,9 +53,7 @@ def replaced(server, key, change):
 @pytest.mark.parametrize("key", KEYS)
 def test_in_a_manifest(server, key):
     def swap(data):
-        return data[:8] + msgspec.msgpack.encode(
-            msgspec.msgpack.decode(data[8:]) | {"objects": [[key, 9, 4096, b"0000"]]}
-        )
+        return forge.changed(data, objects=[[key, 9, 4096, b"0000"]])
 
     data = replaced(server, "manifest", swap)
     register = msgspec.json.decode(replaced(server, "COMMIT", bytes), type=Register)

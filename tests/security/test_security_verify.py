@@ -16,6 +16,7 @@ from ckpt_cloud.errors import CheckpointDeleted, CheckpointNotFound, CorruptComm
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.layout import manifest_key
 from ckpt_cloud.format.register import Register, encode
+from tests import forge
 
 MIB = 1 << 20
 SMALL = TransferOptions(block_size=4096, range_size=64 << 10, pack_size=5 * MIB, part_size=5 * MIB, max_requests=3)
@@ -86,8 +87,7 @@ def contradict(url, **changes):
     root = Path(url.removeprefix("file://"))
     register = msgspec.json.decode((root / "COMMIT").read_bytes(), type=Register)
     path = root / register.manifest.key
-    fields = msgspec.msgpack.decode(path.read_bytes()[8:]) | changes
-    data = manifests.MAGIC + msgspec.msgpack.encode(fields)
+    data = forge.changed(path.read_bytes(), **changes)
     path.write_bytes(data)
     reference = manifests.reference(manifest_key(register.attempt), data)
     (root / "COMMIT").write_bytes(encode(msgspec.structs.replace(register, manifest=reference)))
