@@ -58,10 +58,13 @@ def width(dtype):
 
 
 def read(root):
-    """{fqn: (dtype, shape, bytes)} of the tensors, {fqn: bytes} of the items, and the planner's data."""
+    """{fqn: (dtype, shape, bytes)} of the tensors, the items, and the planner's data.
+
+    Of an item that is a plain value {fqn: [value]}, of another {fqn: bytes}.
+    """
     register = read_register(root)
     manifest = read_manifest(root, register["manifest"])
-    objects = [read_object(root, *entry[:4]) for entry in manifest["objects"]]
+    objects = [read_object(root, *entry) for entry in manifest["objects"]]
     tensors = {name: _tensor(objects, *entry[:3]) for name, entry in manifest["tensors"].items()}
     items = {name: _item(objects, *entry) for name, entry in manifest["items"].items()}
     if manifest.get("paths") is not None:
@@ -74,18 +77,101 @@ def read_register(root):
     require(len(data) <= 65536, "COMMIT is too long")
     register = json.loads(data)
     require(register["format"] == "ckpt-cloud", "another format")
-    require(register["version"] <= 1, "a newer version")
+    require(register["version"] <= 2, "a newer version")
     require(not register.get("flags"), "an unknown flag")
     require(register["state"] == "committed", "not committed")
     return register
 
 
+def signed_message(register):
+    """The bytes that the signature of a register is over."""
+    reference = register["manifest"]
+    lines = ["ckpt-cloud commit 2", register["attempt"], reference["key"], str(reference["size"])]
+    return "".join(f"{line}\n" for line in [*lines, reference["sha256"], str(reference.get("root", 0))]).encode()
+
+
 def read_manifest(root, reference):
+    """The whole manifest, with `objects`, `tensors`, `items` and `paths` as version 1 has them."""
     data = path_of(root, reference["key"]).read_bytes()
     require(len(data) == reference["size"], "size of the manifest")
-    require(hashlib.sha256(data).hexdigest() == reference["sha256"], "SHA-256 of the manifest")
-    require(data[:8] == b"CKPTCLD1", "magic of the manifest")
-    return msgspec.msgpack.decode(data[8:])
+    if not reference.get("root"):
+        require(hashlib.sha256(data).hexdigest() == reference["sha256"], "SHA-256 of the manifest")
+        require(data[:8] == b"CKPTCLD1", "magic of the manifest")
+        return msgspec.msgpack.decode(data[8:])
+    require(data[:8] == b"CKPTCLD2", "magic of the manifest")
+    manifest = read_root(data, reference)
+    require(pages_end(manifest) == len(data) - reference["root"], "pages that do not fill the manifest")
+    counts = manifest["counts"]
+    manifest["objects"] = [entry for page in manifest["objects"] for entry in read_page(data, page)]
+    require(len(manifest["objects"]) == counts[0], "the number of objects")
+    for name, count in zip(("tensors", "items", "paths"), counts[1:], strict=True):
+        manifest[name] = in_order([read_page(data, page) for page in manifest[name]], count)
+    if not manifest["has_paths"]:
+        manifest["paths"] = None
+    return manifest
+
+
+def read_root(data, reference):
+    """The root, which may be all of `data` or the end of it."""
+    root = data[-reference["root"] :]
+    require(hashlib.sha256(root).hexdigest() == reference["sha256"], "SHA-256 of the root")
+    require(int.from_bytes(root[-8:], "little") == len(root) - 8, "length of the root")
+    return msgspec.msgpack.decode(root[:-8])
+
+
+def pages_end(manifest):
+    """Where the pages end, which follow one another from the magic on."""
+    end = 8
+    for _, start, size, _ in itertools.chain(*(manifest[name] for name in ("objects", "tensors", "items", "paths"))):
+        require(start == end and size > 0, "pages that do not follow one another")
+        end += size
+    return end
+
+
+def read_page(data, page, data_start=0):
+    """A page, out of `data` that begins at `data_start` in the manifest."""
+    _, start, size, digest = page
+    found = data[start - data_start : start - data_start + size]
+    require(len(found) == size and hashlib.sha256(found).digest() == digest, "SHA-256 of a page")
+    return msgspec.msgpack.decode(found)
+
+
+def in_order(columns, count):
+    """{name: entry} in the order in which they were saved, of pages sorted by name."""
+    rows = [row for orders, names, entries in columns for row in zip(orders, names, entries, strict=True)]
+    names = [name for _, name, _ in rows]
+    require(names == sorted(set(names)), "names that are not in order")
+    rows.sort(key=lambda row: row[0])
+    require([order for order, _, _ in rows] == list(range(count)), "places that do not add up")
+    return {name: entry for _, name, entry in rows}
+
+
+def read_tensor(root, name):
+    """One tensor by the least that must be read of the manifest: (dtype, shape, bytes), or None."""
+    reference = read_register(root)["manifest"]
+    path, size = path_of(root, reference["key"]), reference["size"]
+    manifest = read_root(ranged(path, size - reference["root"], reference["root"]), reference)
+    require(pages_end(manifest) == size - reference["root"], "pages that do not fill the manifest")
+
+    def page_of(pages, key):
+        *_, page = [page for page in pages if page[0] <= key] or [None]
+        return page and read_page(ranged(path, page[1], page[2]), page, page[1]), page and page[0]
+
+    found, _ = page_of(manifest["tensors"], name)
+    entries = dict(zip(found[1], found[2], strict=True)) if found else {}
+    if name not in entries:
+        return None
+    objects = {-1: b""}
+    for number in {chunk[2] for chunk in entries[name][2]} - {-1}:
+        page, first = page_of(manifest["objects"], number)
+        objects[number] = read_object(root, *page[number - first])
+    return _tensor(objects, *entries[name][:3])
+
+
+def ranged(path, start, size):
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(size)
 
 
 def path_of(root, key):
@@ -93,12 +179,14 @@ def path_of(root, key):
     return root / key
 
 
-def read_object(root, key, size, block_size, sums):
+def read_object(root, key, size, block_size, sums, e_tag=None, digests=b"", *_):
     """The whole object, with every block checked."""
     data = path_of(root, key).read_bytes()
     require(len(data) == size, f"size of {key}")
     found = [crc32c(data[at : at + block_size]) for at in range(0, size, block_size)]
     require(b"".join(value.to_bytes(4, "little") for value in found) == sums, f"checksums of {key}")
+    blocks = (data[at : at + block_size] for at in range(0, size, block_size))
+    require(not digests or b"".join(hashlib.sha256(b).digest() for b in blocks) == digests, f"digests of {key}")
     return data
 
 
@@ -126,7 +214,9 @@ def put(whole, shape, chunk, offsets, sizes, itemsize):
         whole[element * itemsize : element * itemsize + row] = chunk[number * row : (number + 1) * row]
 
 
-def _item(objects, inline, number=-1, start=0, nbytes=0):
+def _item(objects, inline, number=-1, start=0, nbytes=0, value=None, *_):
+    if value is not None:
+        return [raise_up(value[0])]
     return inline if inline is not None else objects[number][start : start + nbytes]
 
 

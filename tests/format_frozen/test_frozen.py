@@ -11,14 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from torch.distributed import checkpoint as dcp
 
 import ckpt_cloud
 from ckpt_cloud.errors import CheckpointPerRank, ChecksumMismatch
 
 HERE = Path(__file__).parent
-DATA = HERE.parent / "data" / "format-v1"
-NAMES = sorted(path.name for path in DATA.iterdir())
+OF_VERSION = {1: HERE.parent / "data" / "format-v1", 2: HERE.parent / "data" / "format-v2"}
+DATA = OF_VERSION[2]
+NAMES = ["blocks", "dtypes", "nested", "per-rank", "planner-data", "sharded"]
 OF_RANKS = {"per-rank"}
+NOT_FLATTENED = {"planner-data", "plain"}
+PUBLIC = Ed25519PrivateKey.from_private_bytes(bytes(range(32))).public_key()
 NOTES = {"tuple": (1, ("a", b"\x00\xff")), 7: [None, True, 0.5], ("k", 1): {}}
 
 
@@ -46,24 +52,48 @@ def said(tensors):
     }
 
 
-def hashed(items):
-    return {name: hashlib.sha256(value).hexdigest() for name, value in items.items()}
+def shown(items):
+    """{fqn: repr of the value} of what the independent reader found."""
+    opened = {
+        n: [torch.load(io.BytesIO(v), weights_only=True)] if isinstance(v, bytes) else v for n, v in items.items()
+    }
+    return {name: repr(value) for name, (value,) in opened.items()}
+
+
+def shown_in(expected):
+    """The same as expected.json has it, which in version 1 knew JSON's values only."""
+    return {name: item if isinstance(item, str) else repr(item["value"]) for name, item in expected["items"].items()}
 
 
 def manifest_of(root):
     return independent.read_manifest(root, independent.read_register(root)["manifest"])
 
 
-@pytest.fixture(params=[name for name in NAMES if name not in OF_RANKS])
+@pytest.fixture(params=OF_VERSION, ids="v{}".format)
+def data(request):
+    """The frozen checkpoints of one version."""
+    return OF_VERSION[request.param]
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(path, id=f"{path.parent.name}-{path.name}")
+        for where in OF_VERSION.values()
+        for path in sorted(where.iterdir())
+        if path.name not in OF_RANKS
+    ]
+)
 def frozen(request):
     """A frozen checkpoint of all ranks, and what must be found in it."""
-    where = DATA / request.param
-    return where / "checkpoint", json.loads((where / "expected.json").read_text())
+    return request.param / "checkpoint", json.loads((request.param / "expected.json").read_text())
 
 
 def test_nothing_is_missing():
-    assert NAMES == ["blocks", "dtypes", "nested", "per-rank", "planner-data", "sharded"]
-    assert sum(path.stat().st_size for path in DATA.rglob("*") if path.is_file()) < 200_000
+    for version, data in OF_VERSION.items():
+        assert sorted(path.name for path in data.iterdir()) == sorted([*NAMES, "plain"] if version > 1 else NAMES)
+        registers = [json.loads(path.read_text()) for path in data.rglob("COMMIT")]
+        assert {register["version"] for register in registers} == {version}
+        assert sum(path.stat().st_size for path in data.rglob("*") if path.is_file()) < 200_000
 
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf:UserWarning")
@@ -74,21 +104,19 @@ def test_ckpt_cloud_loads_it(frozen):
         state[name] = torch.empty(tensor["shape"], dtype=getattr(torch, tensor["dtype"]))
     # Planner data that is no flatten mapping belongs to planners that do without one.
     planner = None
-    if root.parent.name == "planner-data":
-        planner = torch.distributed.checkpoint.DefaultLoadPlanner(flatten_state_dict=False)
+    if root.parent.name in NOT_FLATTENED:
+        planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     ckpt_cloud.load(state, checkpoint_id=f"file://{root}", planner=planner)
     tensors = {name: (t["dtype"], t["shape"], bytes_of(state[name])) for name, t in expected["tensors"].items()}
     assert said(tensors) == expected["tensors"]
-    if planner is None:
-        assert {name: state[name] for name in expected["items"]} == {
-            n: i["value"] for n, i in expected["items"].items()
-        }
+    if root.parent.name != "planner-data":
+        assert {name: repr(state[name]) for name in expected["items"]} == shown_in(expected)
 
 
-def test_nested_state_is_put_together():
+def test_nested_state_is_put_together(data):
     state = {"model": {"w": torch.empty(4, 3), "b": torch.empty(3, dtype=torch.bfloat16)}, "step": 0}
     state["list"] = [{"m": torch.empty(2, 2)}, 0, [0.0, ""]]
-    ckpt_cloud.load(state, checkpoint_id=DATA / "nested" / "checkpoint")
+    ckpt_cloud.load(state, checkpoint_id=data / "nested" / "checkpoint")
     assert torch.equal(state["model"]["w"], torch.arange(12.0).view(3, 4).t())
     assert state["list"][1:] == [7, [1.5, "deep"]]
     assert state["step"] == 1234
@@ -98,72 +126,129 @@ def test_independent_reader_loads_it(frozen):
     root, expected = frozen
     tensors, items, _ = independent.read(root)
     assert said(tensors) == expected["tensors"]
-    assert hashed(items) == {name: item["sha256"] for name, item in expected["items"].items()}
-    opened = {name: torch.load(io.BytesIO(value), weights_only=True) for name, value in items.items()}
-    assert opened == {name: item["value"] for name, item in expected["items"].items()}
+    assert shown(items) == shown_in(expected)
+
+
+def test_independent_reader_reads_one_tensor(frozen):
+    """Of version 2: by the root, a page of tensors and the pages of the objects that are needed."""
+    root, expected = frozen
+    if root.parents[1] != OF_VERSION[2]:
+        pytest.skip("version 1 has no pages")
+    for name in expected["tensors"]:
+        assert said({name: independent.read_tensor(root, name)})[name] == expected["tensors"][name]
+    for name in ("", "no such tensor", "~"):
+        assert independent.read_tensor(root, name) is None
 
 
 def test_packs_alone_hold_what_is_stored(frozen):
     root, expected = frozen
     tensors, items = independent.recover(sorted(root.rglob("*.safetensors")))
     assert said(tensors) == {n: t for n, t in expected["tensors"].items() if 0 not in t["shape"]}
-    assert set(items) == ({"long"} if root.parent.name == "nested" else set())
-    assert hashed(items).items() <= {name: item["sha256"] for name, item in expected["items"].items()}.items()
+    assert set(items) == ({"long"} if root.parent.name in ("nested", "plain") else set())
+    assert shown(items).items() <= shown_in(expected).items()
 
 
-def test_planner_data():
-    _, _, notes = independent.read(DATA / "planner-data" / "checkpoint")
+def test_planner_data(data):
+    _, _, notes = independent.read(data / "planner-data" / "checkpoint")
     assert notes == NOTES
-    reader = ckpt_cloud.ObjectStoreReader(DATA / "planner-data" / "checkpoint")
+    reader = ckpt_cloud.ObjectStoreReader(data / "planner-data" / "checkpoint")
     assert reader.read_metadata().planner_data == NOTES
-    _, _, paths = independent.read(DATA / "nested" / "checkpoint")
+    _, _, paths = independent.read(data / "nested" / "checkpoint")
     assert paths["list.0.m"] == ("list", 0, "m")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_checkpoints_of_ranks(rank):
+def test_checkpoints_of_ranks(data, rank):
     """Each rank's own items and chunks, in a checkpoint of its own; none above them."""
-    root = DATA / "per-rank" / "checkpoint"
+    root = data / "per-rank" / "checkpoint"
     own = root / f"rank-{rank:05d}"
-    expected = json.loads((DATA / "per-rank" / "expected.json").read_text())
+    expected = json.loads((data / "per-rank" / "expected.json").read_text())
     with pytest.raises(CheckpointPerRank):
         ckpt_cloud.ObjectStoreReader(root).read_metadata()
     metadata = ckpt_cloud.ObjectStoreReader(root).read_metadata(rank=rank)
     assert [tuple(c.sizes) for c in metadata.state_dict_metadata["rows"].chunks] == [(3 - rank, 3)]
-    state = {"replica": torch.empty(6), "epoch": None}
-    ckpt_cloud.load(state, checkpoint_id=own)
+    state = ckpt_cloud.open(own)
     assert said({"replica": ("float32", (6,), bytes_of(state["replica"]))}) == expected["tensors"]
-    assert state["epoch"] == expected["items"]["epoch"]["value"]
+    assert repr(state["epoch"]) == shown_in(expected)["epoch"]
     # A tensor of which another rank has the rest is not one that a reader may return.
     with pytest.raises(independent.Damaged, match="cover"):
         independent.read(own)
-    packs = [independent.read_object(own, *entry[:4]) for entry in manifest_of(own)["objects"]]
+    packs = [independent.read_object(own, *entry) for entry in manifest_of(own)["objects"]]
     found = {fqn: data for pack in packs for fqn, _, _, _, _, data in independent.read_pack(pack)}
     assert found["replica"] == bytes_of(state["replica"])
 
 
-def test_the_samples_hold_the_hard_cases():
-    (blocks,) = manifest_of(DATA / "blocks" / "checkpoint")["objects"]
+def test_the_samples_hold_the_hard_cases(data):
+    (blocks,) = manifest_of(data / "blocks" / "checkpoint")["objects"]
     assert len(blocks[3]) // 4 == 7
-    sharded = manifest_of(DATA / "sharded" / "checkpoint")["tensors"]
+    sharded = manifest_of(data / "sharded" / "checkpoint")["tensors"]
     assert [len(entry[2]) for entry in sharded.values()] == [2, 2, 2, 2, 1]
     assert sharded["one"][2][1] == [[1, 0], [0, 4], -1, 0]
-    assert manifest_of(DATA / "nested" / "checkpoint")["items"]["long"][0] is None
+    assert manifest_of(data / "nested" / "checkpoint")["items"]["long"][0] is None
+
+
+def pages_of(name):
+    """How many pages of each kind a sample of version 2 has."""
+    (path,) = (DATA / name).rglob("manifest")
+    reference = independent.read_register(DATA / name / "checkpoint")["manifest"]
+    manifest = independent.read_root(path.read_bytes(), reference)
+    return [len(manifest[kind]) for kind in ("objects", "tensors", "items", "paths")]
+
+
+def test_some_have_several_pages_of_a_kind():
+    assert pages_of("planner-data") == [1, 1, 1, 0]
+    objects, tensors, *_ = pages_of("sharded")
+    assert min(objects, tensors) > 1
+    assert pages_of("nested")[3] > 1
+    assert pages_of("plain")[2] > 3
+
+
+def test_plain_values_lie_in_the_manifest_and_others_do_not():
+    items = manifest_of(DATA / "plain" / "checkpoint")["items"]
+    assert {name for name, entry in items.items() if entry[4] is None} == {"huge", "complex", "set", "long"}
+    assert items["long"][0] is None
+    assert items["none"][4] == [None]
+
+
+def test_what_is_signed_and_noted():
+    """The bytes that section 9 names, by hand; the digests, which the independent reader checks; the notes."""
+    root = DATA / "plain" / "checkpoint"
+    register = independent.read_register(root)
+    manifest = manifest_of(root)
+    assert register["metrics"] == {"loss": 0.25}
+    assert manifest["user_metadata"] == {"commit": "0123abc", "tags": ["x", 1]}
+    assert all(entry[5] for entry in manifest["objects"])
+    value = bytes.fromhex(register["signature"]["value"])
+    message = independent.signed_message(register)
+    PUBLIC.verify(value, message)
+    with pytest.raises(InvalidSignature):
+        PUBLIC.verify(value, message[:-1])
+    assert ckpt_cloud.verify(root, deep=True, trusted_keys=PUBLIC).ok
 
 
 @pytest.mark.parametrize("block", range(7))
-def test_a_flipped_bit_in_any_block_is_found(tmp_path, block):
-    root = shutil.copytree(DATA / "blocks" / "checkpoint", tmp_path / "copy")
+def test_a_flipped_bit_in_any_block_is_found(tmp_path, data, block):
+    root = shutil.copytree(data / "blocks" / "checkpoint", tmp_path / "copy")
     (pack,) = root.rglob("*.safetensors")
-    data = bytearray(pack.read_bytes())
-    data[min(block * 4096 + 2000, len(data) - 1)] ^= 0x10
-    pack.write_bytes(data)
+    found = bytearray(pack.read_bytes())
+    found[min(block * 4096 + 2000, len(found) - 1)] ^= 0x10
+    pack.write_bytes(found)
     with pytest.raises(independent.Damaged, match="checksums"):
         independent.read(root)
     state = {"a": torch.empty(70, 50), "b": torch.empty(5000, dtype=torch.uint8)}
     state["c"] = torch.empty(300, 3, dtype=torch.complex64)
     with pytest.raises(ChecksumMismatch):
         ckpt_cloud.load(state, checkpoint_id=root)
+
+
+def test_the_independent_reader_finds_damage_in_any_part_of_a_manifest(tmp_path):
+    root = shutil.copytree(DATA / "planner-data" / "checkpoint", tmp_path / "copy")
+    (path,) = root.rglob("manifest")
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(independent.Damaged):
+            manifest_of(root)
 
 
 def test_the_page_shows_what_is_stored():

@@ -1,11 +1,11 @@
-"""Writes the frozen checkpoints of `tests/data/format-v1`; run it as `scripts/frozen`.
+"""Writes the frozen checkpoints of `tests/data/format-v2`; run it as `scripts/frozen`.
 
-What is there stays as it is: a frozen checkpoint shows that what an older version wrote is still read. Each has an
-`expected.json` beside it, made from the state alone: tensors by the SHA-256 of their bytes, items by their values.
+What is there stays as it is, and so does `format-v1`, which only older versions could write: a frozen checkpoint shows
+that what was written once is still read. Each has an `expected.json` beside it, made from the state alone: tensors by
+the SHA-256 of their bytes, items by their `repr`.
 """
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -17,14 +17,17 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch.distributed import checkpoint as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import ckpt_cloud
 from ckpt_cloud import ObjectStoreWriter, TransferOptions
+from ckpt_cloud.format import pages
 
-DATA = Path(__file__).parents[1] / "data" / "format-v1"
+DATA = Path(__file__).parents[1] / "data" / "format-v2"
+SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 
 
 def has_plain_bytes(dtype):
@@ -84,6 +87,27 @@ def planned():
     return {"x": torch.arange(4), "n": 5}
 
 
+def plain():
+    """Plain values of every kind, some that only look plain, and one that is too long for the manifest."""
+    return {
+        "none": None,
+        "bools": [True, False],
+        "ints": [0, -1, 127, 128, -(1 << 63), (1 << 64) - 1],
+        "floats": [0.5, -0.0, float("inf"), float("nan"), 1e-320],
+        "text": "ünï\n\0",
+        "bytes": b"\0\xff",
+        "empty": [(), [], {}, "", b""],
+        "dict": {"b": 1, "a": {2: (3, [4])}, ("k", None): b"x", 1.5: "half", None: True},
+        "tuple": (1, (2, [3])),
+        "l": {"l": [1]},
+        "huge": 1 << 64,
+        "complex": 2j,
+        "set": {7},
+        "long": "0123456789abcdef" * 300,
+        "w": torch.arange(5),
+    }
+
+
 def sharded():
     """Run on two ranks: rows, columns, a chunk for one rank only, and replicas of which one is stored."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -103,9 +127,9 @@ class Notes(dcp.DefaultSavePlanner):
         return plans, replace(metadata, planner_data=data)
 
 
-def expected(state):
+def expected(state, nested=True):
     """What a reader of the checkpoint must find."""
-    flat, _ = dcp._nested_dict.flatten_state_dict(state)
+    flat = dcp._nested_dict.flatten_state_dict(state)[0] if nested else state
     tensors, items = {}, {}
     for name, value in flat.items():
         if isinstance(value, torch.Tensor):
@@ -113,24 +137,30 @@ def expected(state):
             digest = hashlib.sha256(bytes_of(whole)).hexdigest()
             tensors[name] = {"dtype": str(whole.dtype)[6:], "shape": list(whole.shape), "sha256": digest}
         else:
-            saved = io.BytesIO()
-            torch.save(value, saved)
-            items[name] = {"value": value, "sha256": hashlib.sha256(saved.getvalue()).hexdigest()}
+            items[name] = repr(value)
     return {"tensors": tensors, "items": items}
 
 
 OPTIONS = {"nested": TransferOptions(inline_limit=4096), "blocks": TransferOptions(block_size=4096)}
+OPTIONS["plain"] = OPTIONS["nested"]
 STATES = {"dtypes": dtypes, "nested": nested, "blocks": blocks, "planner-data": planned, "sharded": sharded}
-STATES["per-rank"] = sharded
+STATES |= {"per-rank": sharded, "plain": plain}
+PLANNERS = {"planner-data": Notes, "plain": lambda: dcp.DefaultSavePlanner(False, False)}
+"""Without flattening in the last: it makes strings of the keys of dicts."""
+MORE = {"plain": {"sign": SIGNER, "metrics": {"loss": 0.25}, "user_metadata": {"commit": "0123abc", "tags": ["x", 1]}}}
+SMALL_PAGES = {"nested": 100, "sharded": 300, "plain": 200}
+"""Others have one page of each kind."""
 
 
 def save(name, where):
     """On each rank."""
     state = STATES[name]()
-    writer = ObjectStoreWriter(where / "checkpoint", transfer=OPTIONS.get(name))
-    planner = Notes() if name == "planner-data" else None
+    pages.PAGE_BYTES = SMALL_PAGES.get(name, pages.PAGE_BYTES)
+    writer = ObjectStoreWriter(where / "checkpoint", transfer=OPTIONS.get(name), **MORE.get(name, {}))
+    planner = PLANNERS.get(name, dcp.DefaultSavePlanner)()
     ckpt_cloud.save(state, storage_writer=writer, planner=planner, use_collectives=name != "per-rank")
-    said = expected({k: v for k, v in state.items() if name != "per-rank" or not isinstance(v, DTensor)})
+    kept = {k: v for k, v in state.items() if name != "per-rank" or not isinstance(v, DTensor)}
+    said = expected(kept, nested=name != "plain")
     if not dist.is_initialized() or dist.get_rank() == 0:
         (where / "expected.json").write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n")
 
