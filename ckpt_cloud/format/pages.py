@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import msgspec
@@ -132,7 +133,15 @@ def decode_root(data: Buffer, size: int) -> Root:
         at += page.size
     if at != size - len(data) or min(root.counts) < 0:
         raise CorruptManifest("the manifest's pages do not fill it")
+    if not (_ascend(root.objects, int) and all(_ascend(p, str) for p in (root.tensors, root.items, root.paths))):
+        raise CorruptManifest("the manifest's pages are not in the order of what is on them")
     return root
+
+
+def _ascend(pages: Sequence[Page], kind: type) -> bool:
+    """Whether an entry can be looked up in `pages` by a key of this kind."""
+    firsts: list[Any] = [page.first for page in pages]
+    return all(type(first) is kind for first in firsts) and all(low < high for low, high in pairwise(firsts))
 
 
 def page_of(pages: Sequence[Page], key: str | int) -> Page | None:

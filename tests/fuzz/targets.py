@@ -164,6 +164,15 @@ def fuzz_manifest_bytes(rng: random.Random) -> None:
     load()
 
 
+def fuzz_part(rng: random.Random) -> None:
+    """As `manifest`, by a reader that fetches some pages only."""
+    commit(_with_other_values(rng))
+    keys = rng.choice([["w"], ["half", "one"], ["deep.list.0", "nothing"], ["empty"], ["step"]])
+    with ckpt_cloud.open(URL, keys=keys, transfer=SMALL) as opened:
+        for name in opened:
+            opened[name]
+
+
 def fuzz_verify(rng: random.Random) -> None:
     """As `manifest`, by the check that does not need torch."""
     commit(_with_other_values(rng))
