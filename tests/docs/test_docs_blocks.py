@@ -4,13 +4,16 @@ import re
 import shlex
 from pathlib import Path
 
-import click
 import doc_pages
 import pytest
+import typer
 import typer.main
 from doc_pages import PAGES, ROOT, name_of
 
 from ckpt_cloud.cli.app import app
+
+# typer may bring a click of its own.
+ClickException = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")
 
 RUN_BY = {
     "README.md": "test_readme.py",
@@ -77,12 +80,40 @@ def test_ckpt_cloud_commands_are_understood(where, words):
     name, command, rest = root.resolve_command(root_context, words[1:])
     try:
         command.make_context(name, rest, parent=root_context)
-    except click.ClickException as error:
+    except ClickException as error:
         pytest.fail(f"{where}: {error.format_message()}")
 
 
-def test_many_commands_are_shown():
-    assert len(OURS) > 15
+INLINE = [
+    (name_of(page), *found)
+    for page in PAGES
+    for found in re.findall(r"`ckpt-cloud ([a-z]\w*)([^`]*)`", page.read_text())
+    if page.name not in {"CHANGELOG.md", "format.md"}  # which has `ckpt-cloud commit 1`, a line of signed text
+]
+
+
+def test_commands_within_the_text_exist():
+    """Their arguments are placeholders, so that only names are held against the command line."""
+    assert len(OURS) > 12
+    assert len(INLINE) > 15
+    known = typer.main.get_command(app).commands
+    wrong = [
+        f"{page}: ckpt-cloud {name}{rest}"
+        for page, name, rest in INLINE
+        if name not in known
+        or set(re.findall(r"--[\w-]+", rest))
+        - {option for each in known[name].params for option in each.opts}
+        - {"--help"}
+    ]
+    assert wrong == []
+
+
+def test_a_command_that_does_not_exist_is_noticed():
+    """So that the tests above can fail."""
+    root = typer.main.get_command(app)
+    context = root.make_context("ckpt-cloud", [], resilient_parsing=True)
+    with pytest.raises(ClickException):
+        root.commands["ls"].make_context("ls", ["s3://bucket", "--no-such"], parent=context)
 
 
 def test_scripts_that_are_named_exist():
