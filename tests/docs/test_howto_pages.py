@@ -70,6 +70,7 @@ def script_root(page):
     return re.search(r"s3://my-bucket/([\w-]+)", python_of(page))[1]
 
 
+@pytest.mark.slow
 def test_accelerate_resumes(bucket, tmp_path):
     pytest.importorskip("accelerate", reason="pip install --group docs")
     script = tmp_path / "with_accelerate.py"
@@ -78,6 +79,7 @@ def test_accelerate_resumes(bucket, tmp_path):
     assert "at step 12, saved 12" in torchrun(2, script, tmp_path)
 
 
+@pytest.mark.slow
 def test_fsdp2_resumes(bucket, tmp_path):
     script = tmp_path / "fsdp2.py"
     script.write_text(python_of("howto/fsdp2.md").replace("my-bucket", bucket))
