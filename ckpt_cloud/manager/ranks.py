@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from ckpt_cloud.errors import CkptCloudError, RankFailed, RankLost
+from ckpt_cloud.errors import CkptCloudError, InvalidOption, RankFailed, RankLost
 
 T = TypeVar("T")
 
@@ -44,9 +44,11 @@ class Ranks:
 
         Raises:
             RankLost: a rank died.
+            InvalidOption: `close` was called.
         """
         if self.alone:
             return decision()
+        talk = self._open
         told: list[Any] = [None, None]
         if self.is_first:
             try:
@@ -56,7 +58,7 @@ class Ranks:
             except Exception as error:  # noqa: BLE001 - the others wait for an answer
                 told = [None, RankFailed(f"the first rank failed with {type(error).__name__}: {error}")]
         with self._losing():
-            dist.broadcast_object_list(told, src=self._first_global, group=self._talk)
+            dist.broadcast_object_list(told, src=self._first_global, group=talk)
         value, failure = told
         if failure is not None:
             raise failure
@@ -71,9 +73,10 @@ class Ranks:
         """What each rank gave, in order, on every rank. Collective."""
         if self.alone:
             return [mine]
+        talk = self._open
         found: list[Any] = [None] * self.world
         with self._losing():
-            dist.all_gather_object(found, mine, group=self._talk)
+            dist.all_gather_object(found, mine, group=talk)
         return found
 
     def close(self) -> None:
@@ -85,9 +88,14 @@ class Ranks:
         self._talk = self.background = None
 
     @property
+    def _open(self) -> dist.ProcessGroup:
+        if self._talk is None:
+            raise InvalidOption("the manager was closed", hint="make another CheckpointManager")
+        return self._talk
+
+    @property
     def _first_global(self) -> int:
-        assert self._talk is not None, "ranks that are alone ask nobody"
-        return dist.get_global_rank(self._talk, 0)
+        return dist.get_global_rank(self._open, 0)
 
     @contextlib.contextmanager
     def _losing(self) -> Any:

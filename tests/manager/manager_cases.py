@@ -42,6 +42,10 @@ def lifetime(root, traces):
             manager.restore(state, step=77)
         except ckpt_cloud.CkptCloudError as error:
             seen.append((type(error).__name__, str(error)))
+    try:
+        manager.latest()
+    except ckpt_cloud.CkptCloudError as error:
+        seen.append((type(error).__name__, str(error)))
     return seen
 
 

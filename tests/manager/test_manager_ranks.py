@@ -26,8 +26,10 @@ def importable_in_ranks(monkeypatch):
 def test_a_lifetime(tmp_path):
     told = ranks.run(3, manager_cases.lifetime, tmp_path, f"file://{tmp_path}/run", str(tmp_path / "traces"))
     assert told[0] == told[1] == told[2]
-    assert told[0][:-1] == [None, 4, 4, {"loss": 3.0}, False, 4, 4, [3, 4]]
-    assert told[0][-1][0] == "CheckpointNotFound"
+    assert told[0][:-2] == [None, 4, 4, {"loss": 3.0}, False, 4, 4, [3, 4]]
+    assert told[0][-2][0] == "CheckpointNotFound"
+    assert told[0][-1][0] == "InvalidOption"
+    assert "closed" in told[0][-1][1]
     trace = json.loads((tmp_path / "traces/save-4.json").read_text())
     assert {row["pid"] for row in trace["traceEvents"] if row.get("cat") == "up"} == {0, 1, 2}
     assert {row["pid"] for row in trace["traceEvents"] if row.get("name") == "commit"} == {0}
