@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from ckpt_cloud import bridge, commit, garbage, lookup
+from ckpt_cloud import bridge, commit, garbage, gpu, lookup
 from ckpt_cloud.errors import (
     CheckpointChanged,
     CheckpointNotFound,
@@ -241,6 +241,7 @@ class ObjectStoreReader(StorageReader):
         """
         load = self._current()
         with load.recorder.phase("read"):
+            gpu.settle()
             with garbage.paused():
                 reads = _Reads.of(plan.items, planner, load.manifest)
                 reads.check_dtypes(load.place.location.url, cast=self._cast)

@@ -13,6 +13,7 @@ from functools import cache
 import numpy as np
 import torch
 
+from ckpt_cloud import gpu
 from ckpt_cloud.errors import PlanMismatch, UnsupportedTensor
 from ckpt_cloud.format.dtypes import SIZES
 from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
@@ -78,10 +79,11 @@ def _copy_strided(tensor: torch.Tensor, start: int, end: int, into: memoryview) 
     width = source.element_size()
     target = torch.from_numpy(np.frombuffer(into, dtype=np.uint8)).view(source.dtype)
     at = 0
-    for offsets, sizes in flat_boxes(tuple(source.shape), start // width, end // width):
-        count = math.prod(sizes)
-        target[at : at + count].view(sizes).copy_(_box(source, offsets, sizes))
-        at += count
+    with gpu.beside(source) as free:
+        for offsets, sizes in flat_boxes(tuple(source.shape), start // width, end // width):
+            count = math.prod(sizes)
+            target[at : at + count].view(sizes).copy_(_box(source, offsets, sizes), non_blocking=free)
+            at += count
 
 
 def carrier(tensor: torch.Tensor) -> torch.Tensor:
@@ -110,7 +112,7 @@ class TensorSource:
     @property
     def allocate(self) -> Allocate:
         """Memory to copy to: pinned where tensors may be on a GPU, whose copies then need no other copy."""
-        return pinned_memory if torch.cuda.is_initialized() else plain_memory  # type: ignore[no-untyped-call]
+        return gpu.pinned_memory if gpu.in_use() else plain_memory
 
     def view(self, entry: int) -> memoryview | None:
         """The entry's own memory, or None if it must be copied."""
@@ -188,7 +190,7 @@ class TensorSink:
     @property
     def allocate(self) -> Allocate:
         """As `TensorSource.allocate`."""
-        return pinned_memory if torch.cuda.is_initialized() else plain_memory  # type: ignore[no-untyped-call]
+        return gpu.pinned_memory if gpu.in_use() else plain_memory
 
     def memory(self, placement: Placement) -> memoryview | None:
         """The bytes of the placement's box in its destination, if they lie there as they are stored."""
@@ -236,14 +238,11 @@ def _place_box(destination: Destination, placement: Placement, data: memoryview)
     if target.dtype == destination.dtype and target.device.type == "cpu" and not _is_lazy(target):
         np.copyto(carrier(box).numpy(), source)
     else:
-        whole = torch.from_numpy(np.array(source, order="C"))
-        box.copy_(_as_elements(whole, destination.dtype))
-
-
-def pinned_memory(size_bytes: int) -> np.ndarray:
-    """Page-locked memory, to and from which a GPU copies by itself."""
-    memory: np.ndarray = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True).numpy()
-    return memory
+        if not source.flags.writeable:
+            # torch wraps no other.
+            source = np.array(source, order="C")
+        with gpu.beside(box) as free:
+            box.copy_(_as_elements(torch.from_numpy(source), destination.dtype), non_blocking=free)
 
 
 def _box(tensor: torch.Tensor, offsets: Ints, sizes: Ints) -> torch.Tensor:

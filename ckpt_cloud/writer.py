@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from ckpt_cloud import bridge, commit, garbage, protocol
+from ckpt_cloud import bridge, commit, garbage, gpu, protocol
 from ckpt_cloud import metadata as metadata_room
 from ckpt_cloud.annotations import Annotations
 from ckpt_cloud.batch import sorted_out
@@ -214,6 +214,7 @@ class ObjectStoreWriter(StorageWriter):
         """
         save = self._current()
         with save.recorder.phase("write"):
+            gpu.settle()
             with garbage.paused():
                 batch = sorted_out(plan.items, planner, self._settings.transfer)
                 packs = batch.packs(save.id, self._settings.transfer, save.place.data)
