@@ -51,7 +51,7 @@ def test_bad_input_is_refused_alike_on_all_ranks(tmp_path):
     for name in ("good", "newer", "flag", "manifest"):
         ckpt_cloud.save({"w": torch.ones(6, 2), "n": 1}, checkpoint_id=f"{tmp_path}/run/{name}")
     for name, old, new in (
-        ("newer", '"version": 1', '"version": 2'),
+        ("newer", '"version": 2', '"version": 3'),
         ("flag", '"flags": []', '"flags": ["time-travel"]'),
     ):
         commit = tmp_path / "run" / name / "COMMIT"
@@ -62,7 +62,7 @@ def test_bad_input_is_refused_alike_on_all_ranks(tmp_path):
     told = ranks.run(2, cases.bad_input, tmp_path, f"file://{tmp_path}/run")
     assert told[0] == told[1]
     expected = {
-        "newer": ("Unsupported", "version 2"),
+        "newer": ("Unsupported", "version 3"),
         "flag": ("Unsupported", "time-travel"),
         "manifest": ("CorruptManifest", ""),
         "shape": ("StateMismatch", "w: stored shape (6, 2), state (7, 2)"),

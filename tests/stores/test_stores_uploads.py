@@ -169,5 +169,5 @@ def test_the_command(s3_url, begin):
     assert [upload["key"] for upload in json.loads(command("--older-than", "0", "--json"))] == ["step-1/data/a"]
     assert "--abort would abort 1" in command("--older-than", "0")
     assert begin.left() == {"run/step-1/data/a"}
-    assert "Aborted 1" in command("--older-than", "0", "--abort")
+    assert "Aborted 1" in command("--older-than", "0", "--abort", "--yes")
     assert begin.left() == set()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from ckpt_cloud.errors import CkptCloudError, NotFound
 from ckpt_cloud.stores.base import ANY, MAX_PART_BYTES, MAX_PARTS, Source, UnfinishedUpload
@@ -15,6 +15,7 @@ from ckpt_cloud.stores.fsspec_engine.base import FsspecStore
 from ckpt_cloud.stores.fsspec_engine.parts import Part, Parts, in_lanes
 from ckpt_cloud.stores.part_retries import part_retries
 
+T = TypeVar("T")
 _ABORT_S = 10.0
 """For the abort of an upload to be sent."""
 
@@ -79,7 +80,7 @@ class UploadingStore(FsspecStore):
 
     async def _upload(self, key: str, take: Callable[[], Awaitable[Part | None]], *, concurrency: int) -> str | None:
         # Not to be cancelled: an upload whose id is lost could not be aborted.
-        begun = asyncio.ensure_future(self._run("upload", key, lambda: self._begin(self._path(key))))
+        begun = asyncio.ensure_future(self._unless_refused("upload", key, lambda: self._begin(self._path(key))))
         try:
             upload = await asyncio.shield(begun)
 
@@ -88,12 +89,16 @@ class UploadingStore(FsspecStore):
                 return await again(self._run, "upload", key, lambda: self._send(upload, number, part))
 
             sent = await in_lanes(take, send, concurrency=concurrency)
-            return await self._run("upload", key, lambda: self._complete(upload, sent))
+            return await self._unless_refused("upload", key, lambda: self._complete(upload, sent))
         except BaseException:
             # A task of its own, which a second cancellation does not reach.
             discarding = asyncio.ensure_future(self._discard(key, begun))
             await asyncio.wait([discarding], timeout=_ABORT_S)
             raise
+
+    async def _unless_refused(self, operation: str, key: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Sent again only where the store refused it, since what it may have done it need not do twice."""
+        return await part_retries(self._options.retry, only_refused=True)(self._run, operation, key, work)
 
     async def _discard(self, key: str, begun: asyncio.Future[Any]) -> None:
         """Aborts an upload; one that cannot be is left for `list_uploads`."""
