@@ -264,7 +264,14 @@ class _Publication:
                 answer = await self._send(step)
             except CkptCloudError as error:
                 # A clear no to this put says nothing of an earlier one that may land yet.
-                raise _because(unknown, error) if in_doubt else error from None
+                if in_doubt:
+                    raise _because(unknown, error) from None
+                if await self._is_ours():
+                    return
+                raise
+            except Exception as error:
+                # What is unforeseen may have gone wrong after the store had said yes.
+                raise _because(unknown, error) from error
             in_doubt = in_doubt or answer is Answer.UNCLEAR
             step = await self._learn(step, answer, give_up, unknown)
             if isinstance(step, Put):
@@ -287,6 +294,14 @@ class _Publication:
         register = structs.replace(self.intent.register, fence=put.fence)
         return await _answer(self.store, COMMIT_KEY, register, condition)
 
+    async def _is_ours(self) -> bool:
+        """Whether COMMIT is what was sent, whatever the answer: one that cannot be read is no better than a no."""
+        try:
+            now = (await read_register(self.store)).register
+        except CkptCloudError:
+            return False
+        return protocol.base_of(now) == self.intent.register.attempt
+
     async def _read_back(self, give_up: float, unknown: CkptCloudError) -> Seen:
         """Reads the register for as long as there is time; without an answer nothing is known.
 
@@ -302,9 +317,11 @@ class _Publication:
             return await retrying(read_register, self.store)
         except CkptCloudError as error:
             raise _because(unknown, error) from None
+        except Exception as error:
+            raise _because(unknown, error) from error
 
 
-def _because(unknown: CkptCloudError, error: CkptCloudError) -> CkptCloudError:
+def _because(unknown: CkptCloudError, error: Exception) -> CkptCloudError:
     unknown.add_note(f"the last answer was {type(error).__name__}: {error}")
     return unknown
 

@@ -22,6 +22,7 @@ from ckpt_cloud.errors import (
     NotFound,
     PermissionDenied,
     PreconditionFailed,
+    RequestRefused,
     StaleWrite,
     StoreUnavailable,
     Throttled,
@@ -256,6 +257,29 @@ async def test_but_not_after_an_answer_that_was_lost(start):
     assert "PermissionDenied" in "".join(unknown.value.__notes__)
     await asyncio.sleep(0.05)
     assert await attempt_in(store) == id_(10), "as here, where it landed after all"
+
+
+@pytest.mark.parametrize("fault", [PermissionDenied("put: denied"), RequestRefused("put: 400")], ids=repr)
+async def test_not_even_a_refusal_of_another_kind_is_believed_over_what_commit_says(start, fault):
+    async def apply(store):
+        register = Register("committed", id_(10), NO_ID, ManifestRef(manifest_key(id_(10)), 1, "0" * 64))
+        await store.put(COMMIT_KEY, registers.encode(register))
+
+    store, seen, overwrite = await start([(apply, fault)])
+    await send(store, 10, seen, overwrite=overwrite)
+    assert await attempt_in(store) == id_(10)
+
+
+@pytest.mark.parametrize("where", ["put", "get"])
+async def test_a_fault_of_a_library_decides_nothing(start, where):
+    """It may stumble over the answer to what was applied; an error of no known kind would have the data deleted."""
+    fault = KeyError("ETag")
+    script = {"puts": [fault]} if where == "put" else {"puts": ["lost"], "gets": [fault]}
+    store, seen, overwrite = await start(**script)
+    with pytest.raises(CommitStateUnknown) as unknown:
+        await send(store, 10, seen, overwrite=overwrite)
+    assert unknown.value.__cause__ is fault
+    assert store.deleted == []
 
 
 @pytest.mark.parametrize("answer", [None, "dropped"], ids=["refused", "unclear"])
