@@ -32,7 +32,7 @@ from ckpt_cloud.errors import (
 )
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format import register as registers
-from ckpt_cloud.format.layout import COMMIT_KEY, DATA_PREFIX, NO_ID, RANK_PREFIX, join, manifest_key
+from ckpt_cloud.format.layout import COMMIT_KEY, DATA_PREFIX, NO_ID, is_rank_path, join, manifest_key
 from ckpt_cloud.format.manifest import Manifest
 from ckpt_cloud.format.register import ManifestRef, Register
 from ckpt_cloud.options import CommitOptions
@@ -147,8 +147,11 @@ async def committed(store: ObjectStore, accept: Callable[[Register, str], None] 
     """
     register = (await read_register(store)).register
     if register is None:
-        raise await _nothing_here(store)
+        raise await nothing_here(store)
     if register.manifest is None:
+        if any(map(is_rank_path, await store.list_children())):
+            # A save for all ranks was given up or deleted here; it says nothing of those of single ranks.
+            raise _per_rank(store)
         raise CheckpointDeleted(f"the checkpoint is {register.state}", store.url, "load another one")
     if accept is not None:
         accept(register, store.url)
@@ -334,13 +337,17 @@ def _pauses(options: CommitOptions) -> Iterator[float]:
         longest = min(options.max_pause_s, longest * 2)
 
 
-async def _nothing_here(store: ObjectStore) -> CkptCloudError:
+def _per_rank(store: ObjectStore) -> CkptCloudError:
+    return CheckpointPerRank("each rank has a checkpoint of its own here", store.url, "load with as many ranks")
+
+
+async def nothing_here(store: ObjectStore) -> CkptCloudError:
     """Tells a save without a commit, and ranks' own checkpoints, from an empty place."""
     children = await store.list_children()
+    if any(map(is_rank_path, children)):
+        return _per_rank(store)
     if DATA_PREFIX.rstrip("/") in children:
         message = "there is data but no COMMIT: a save that died, or one that is still running"
         return CheckpointIncomplete(message, store.url, "load an earlier checkpoint, or wait for the save to end")
-    if any(name.startswith(RANK_PREFIX) for name in children):
-        return CheckpointPerRank("each rank has a checkpoint of its own here", store.url, "load with as many ranks")
     hint = "check the URL; ckpt_cloud.latest(root) finds the newest committed checkpoint under a root"
     return CheckpointNotFound("no checkpoint is here", store.url, hint)

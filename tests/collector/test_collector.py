@@ -18,6 +18,7 @@ from ckpt_cloud.errors import (
     CheckpointDeleted,
     CheckpointIncomplete,
     CheckpointNotFound,
+    CheckpointPerRank,
     CommitStateUnknown,
     InvalidOption,
     StoreUnavailable,
@@ -253,6 +254,35 @@ def test_ranks_that_do_not_coordinate_are_deleted_and_collected_too(run):
     ckpt_cloud.delete(url)
     assert run.stored() == ["it/rank-00000/COMMIT", "it/rank-00001/COMMIT"]
     assert run.load("it/rank-00001") is CheckpointDeleted
+
+
+def test_what_becomes_of_a_save_for_all_says_nothing_of_those_of_single_ranks(run):
+    """One that dies, is collected or settled at the URL under which each rank has its own; loads find these."""
+    ckpt_cloud.save(state(1), checkpoint_id=run.url("it"), use_collectives=False)
+    with pytest.raises(CheckpointPerRank):
+        ckpt_cloud.resolve(run.url("it"))
+    run.put(f"it/data/{minted(30)}/0.safetensors")
+    assert run.load("it") == 1
+    assert len(ckpt_cloud.gc(run.root, older_than=NOW).objects) == 1
+    assert "it/COMMIT" in run.stored(), "the fence"
+    assert run.load("it") == 1
+    assert run.load("it/rank-00000") == 1
+    ckpt_cloud.delete(run.url("it"))
+    assert run.load("it/rank-00000") is CheckpointDeleted
+
+
+def test_a_checkpoint_whose_name_is_like_a_ranks_is_none(run):
+    run.save("it", 1)
+    run.save("it/rank-best", 2)
+    ckpt_cloud.delete(run.url("it"))
+    assert run.load("it") is CheckpointDeleted
+    assert run.load("it/rank-best") == 2
+
+
+def test_where_nobody_saved_there_is_nothing_to_settle(run):
+    with pytest.raises(CheckpointNotFound):
+        ckpt_cloud.resolve(run.url("typo"))
+    assert run.stored() == []
 
 
 def test_checkpoints_within_and_below_each_other_are_kept_apart(run):
