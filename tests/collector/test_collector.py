@@ -26,6 +26,7 @@ from ckpt_cloud.errors import (
 )
 from ckpt_cloud.format import register as registers
 from ckpt_cloud.format.layout import mint_id
+from ckpt_cloud.format.register import Register
 from ckpt_cloud.stores.capabilities import Capabilities
 from ckpt_cloud.testing import Faults
 from ckpt_cloud.workers import in_thread
@@ -105,17 +106,23 @@ def test_a_damaged_checkpoint_is_skipped_with_its_reason(run):
     assert run.stored() == before
 
 
-def test_what_was_replaced_lately_may_still_be_loading(run, monkeypatch):
-    """A week-old checkpoint that was replaced a minute ago is not garbage yet."""
+def test_what_was_replaced_lately_may_still_be_loading(new_run, tmp_path, monkeypatch):
+    """A week-old checkpoint that was replaced a minute ago is not garbage yet; the one before it is."""
+    run = new_run(f"file://{tmp_path}/run")
     real = time.time_ns
     for days, value in ((9, 1), (7, 2), (0, 3)):
         monkeypatch.setattr("time.time_ns", lambda days=days: real() - days * 86_400_000_000_000)
         run.save("it", value, overwrite=True)
+        if days:
+            for path in (tmp_path / "run/it/data").rglob("*"):
+                then = min(path.stat().st_mtime, time.time() - days * 86_400)
+                os.utime(path, (then, then))
     monkeypatch.undo()
-    age = timedelta(hours=1)
-    # By the store's clock all were written just now; the collector must not need that to keep the second.
-    assert ckpt_cloud.gc(run.root, older_than=age).objects == []
-    assert len(run.stored()) == 7
+    told = ckpt_cloud.gc(run.root, older_than=timedelta(hours=1))
+    assert len(told.objects) == 2
+    assert len(run.stored()) == 5
+    assert len(ckpt_cloud.gc(run.root, older_than=NOW).objects) == 2
+    assert run.load("it") == 3
 
 
 @contextmanager
@@ -149,6 +156,49 @@ def test_a_save_that_wakes_after_the_collector_is_told(run):
     assert run.load("it") is CheckpointDeleted
     run.save("it", 2)
     assert run.load("it") == 2
+
+
+def test_a_save_older_than_the_grace_age_that_still_stores_is_not_given_up(new_run, tmp_path, monkeypatch):
+    run = new_run(f"file://{tmp_path}/run")
+    real = time.time_ns
+    monkeypatch.setattr("time.time_ns", lambda: real() - 3 * 3_600_000_000_000)
+    with stalled_save(run, "it", 1) as save:
+        monkeypatch.undo()
+        dead = f"it/data/{minted(30)}/0.safetensors"
+        run.put(dead)
+        os.utime(tmp_path / "run" / dead, (time.time() - 100_000,) * 2)
+        assert [each.key for each in ckpt_cloud.gc(run.root, older_than=timedelta(hours=1)).objects] == [dead]
+    assert save.outcome == ["saved"]
+    assert run.load("it") == 1
+
+
+def test_an_overwrite_that_wakes_after_a_delete_is_told(run):
+    """The deleter took its data too, as it was there; it must not bring the checkpoint back."""
+    run.save("it", 1)
+    with stalled_save(run, "it", 2, overwrite=True) as save:
+        ckpt_cloud.delete(run.url("it"))
+        assert run.load("it") is CheckpointDeleted
+    assert save.outcome == [AttemptAborted]
+    assert run.load("it") is CheckpointDeleted
+
+
+def test_a_clock_behind_a_fence_is_told_before_a_byte_is_sent(run):
+    run.put("it/COMMIT", registers.encode(Register("aborted", minted(-1), minted(-1))))
+    faults = Faults()
+    with faults.everywhere(), pytest.raises(AttemptAborted, match="fenced off"):
+        run.save("it", 1)
+    assert not [each for each in faults.operations if each.operation.startswith("put")]
+
+
+def test_a_running_save_that_is_above_the_fence_keeps_what_looks_old(run, monkeypatch):
+    """By the store's clock it is older than the grace age, by its own not: it may still commit."""
+    real = time.time_ns
+    monkeypatch.setattr("time.time_ns", lambda: real() + 3_600_000_000_000)
+    with stalled_save(run, "it", 1) as save:
+        run.put(f"it/data/{minted(30)}/0.safetensors")
+        assert len(ckpt_cloud.gc(run.root, older_than=NOW).objects) == 1
+    assert save.outcome == ["saved"]
+    assert run.load("it") == 1
 
 
 def test_a_save_that_commits_between_the_look_and_the_fence_keeps_its_data(run, monkeypatch):
