@@ -412,6 +412,17 @@ def test_on_files(tmp_path):
     ckpt_cloud.load(state, checkpoint_id=f"{url}/it")
 
 
+def test_an_upload_younger_than_the_grace_age_is_left_alone(tmp_path):
+    draft = tmp_path / f"run/it/data/{minted(0)}/0.safetensors#1"
+    draft.parent.mkdir(parents=True)
+    draft.write_bytes(b"x")
+    os.utime(draft, (time.time() - 1800,) * 2)
+    assert ckpt_cloud.gc(tmp_path / "run", older_than=timedelta(hours=1)).uploads == []
+    assert draft.exists()
+    assert len(ckpt_cloud.gc(tmp_path / "run", older_than=timedelta(minutes=20)).uploads) == 1
+    assert not draft.exists()
+
+
 @pytest.mark.parametrize(("meanwhile", "error"), [("replaced", CheckpointChanged), ("deleted", CheckpointDeleted)])
 def test_a_load_whose_data_is_collected_under_it(run, meanwhile, error):
     """Replaced or deleted alone, the old one is read to its end; it ends when its data goes."""

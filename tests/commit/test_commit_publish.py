@@ -7,7 +7,7 @@ import time
 import pytest
 
 from ckpt_cloud import commit
-from ckpt_cloud.commit import admit, open_manifest, publish, read_register
+from ckpt_cloud.commit import admit, move_register, open_manifest, publish, read_register
 from ckpt_cloud.errors import (
     AlreadyExists,
     AttemptAborted,
@@ -34,7 +34,7 @@ from ckpt_cloud.format.layout import COMMIT_KEY, NO_ID, manifest_key
 from ckpt_cloud.format.manifest import Manifest
 from ckpt_cloud.format.register import ManifestRef, Register
 from ckpt_cloud.options import CommitOptions, StoreOptions
-from ckpt_cloud.protocol import Seen
+from ckpt_cloud.protocol import Seen, fenced_off
 from ckpt_cloud.stores import ANY, CREATE, open_store, parse_url
 from ckpt_cloud.stores.capabilities import Capabilities
 
@@ -310,6 +310,18 @@ async def test_a_collector_was_first(start, answer):
     assert await attempt_in(store) != id_(10)
 
 
+async def test_a_save_keeps_the_fence_that_was_raised_meanwhile(start):
+    """Lowered again, it would let in saves whose data is collected."""
+
+    async def collect(store):
+        await move_register(store, raised, QUICK)
+
+    store, seen, overwrite = await start([(collect, None)])
+    await send(store, 10, seen, overwrite=overwrite)
+    register = (await read_register(store)).register
+    assert (register.attempt, register.fence) == (id_(10), id_(8))
+
+
 async def test_the_oldest_id_of_all_ranks_counts_for_the_fence():
     store = Faulty(open_store(parse_url(elsewhere()), StoreOptions()))
     await store.put(COMMIT_KEY, registers.encode(Register("aborted", id_(1), id_(9))))
@@ -320,6 +332,45 @@ async def test_the_oldest_id_of_all_ranks_counts_for_the_fence():
     assert store.sent == []
     register = await send(store, 10, seen, overwrite=False, oldest=9)
     assert register.fence == id_(9), "a fence is never lowered"
+
+
+def raised(seen):
+    return fenced_off(seen, id_(8))
+
+
+async def test_a_collector_that_meets_a_commit_keeps_it(start):
+    """It read the register before the save replaced it."""
+
+    async def another(store):
+        await send(store, 10, await read_register(store), overwrite=True)
+
+    store, _, _ = await start([(another, None)])
+    seen = await move_register(store, raised, QUICK)
+    assert seen.register.attempt == id_(10)
+    assert seen.register == (await read_register(store)).register
+    assert seen.register.state == "committed"
+    assert seen.register.fence == id_(8)
+    assert len(store.sent) == 2, "one in vain, and one that counts"
+
+
+@pytest.mark.parametrize(("fault", "sent"), [("dropped", 2), ("lost", 1), ("echo", 1)])
+async def test_a_collector_goes_on_only_when_the_fence_is_there(start, fault, sent):
+    store, _, _ = await start([fault])
+    seen = await move_register(store, raised, QUICK)
+    assert seen.register == (await read_register(store)).register
+    assert seen.register.fence == id_(8)
+    assert len(store.sent) == sent
+
+
+@pytest.mark.parametrize("fault", ["dropped", "late"])
+async def test_a_collector_that_is_never_answered_may_delete_nothing(start, fault):
+    store, seen, _ = await start(Always([fault]) if fault == "dropped" else [fault, *["dropped"] * 500])
+    if fault == "dropped":
+        with pytest.raises(StoreUnavailable, match="nothing was deleted"):
+            await move_register(store, raised, QUICK)
+        assert (await read_register(store)).register == seen.register
+    else:
+        assert (await move_register(store, raised, QUICK)).register.fence == id_(8)
 
 
 @pytest.mark.parametrize("place", ["memory", "local"])
