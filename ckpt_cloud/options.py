@@ -82,7 +82,7 @@ class StoreOptions:
     session_token: str | None = field(default=None, repr=False)
     virtual_hosted_style: bool | None = None
     """S3: `https://bucket.host/key` rather than `https://host/bucket/key`; by default what the AWS config says, else
-    only without an endpoint."""
+    only without an endpoint, and not for a bucket with a dot in its name."""
     requester_pays: bool = False
     """S3: the requests are paid by who makes them (`x-amz-request-payer`); Google: by `project`."""
     store_checksums: bool | None = None
