@@ -98,7 +98,7 @@ class StoreOptions:
     """S3: a key of 32 bytes in Base64 with which the store encrypts and then forgets (SSE-C); reading needs it too."""
 
     project: str | None = None
-    """Google: the project that is billed for requests; by default `GOOGLE_CLOUD_PROJECT`."""
+    """Google: the project that pays with `requester_pays`; by default `GOOGLE_CLOUD_PROJECT`."""
     credentials_file: str | None = None
     """Google: path of a JSON file of credentials; by default `GOOGLE_APPLICATION_CREDENTIALS`."""
     access_token: str | None = field(default=None, repr=False)
