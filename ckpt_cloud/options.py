@@ -134,6 +134,10 @@ class StoreOptions:
         _require(self.engine in (None, "native", "fsspec"), f"engine is {self.engine!r}; it is 'native' or 'fsspec'")
         self._check_filesystem()
         self._check_encryption()
+        _require(isinstance(self.retry, RetryOptions), f"retry must be RetryOptions, not {self.retry!r}")
+        for name in ("connect_timeout_s", "request_timeout_s"):
+            seconds = getattr(self, name)
+            _require(isinstance(seconds, int | float), f"{name} must be seconds, not {seconds!r}")
         _require(self.connect_timeout_s > 0 and self.request_timeout_s > 0, "timeouts must be positive seconds")
 
     def _check_filesystem(self) -> None:

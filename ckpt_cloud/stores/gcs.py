@@ -68,7 +68,8 @@ def open_gcs(location: Location, options: StoreOptions) -> NativeStore:
             location.bucket, config=config, client_options=client, retry_config=retry, credential_provider=provider
         )
 
-    made = clients(_billed(google_settings.payer(options, location.url), make), options, endpoint=endpoint, ca=options.ca_bundle)
+    billed = _billed(google_settings.payer(options, location.url), make)
+    made = clients(billed, options, endpoint=endpoint, ca=options.ca_bundle)
     return GCSStore(made, location.path, location.url, probed_as=f"{endpoint or 'gcs'} {location.bucket}")
 
 
