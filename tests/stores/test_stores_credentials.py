@@ -267,3 +267,10 @@ def test_a_profile_leads_to_a_server(moto_server, aws_config):
     store = open_store(parse_url(f"s3://{bucket}/run"), StoreOptions(profile="local"))
     bridge.run(store.put("k", b"x"))
     assert bridge.run(store.get("k", limit=1))[0] == b"x"
+
+
+@pytest.mark.parametrize("engine", ["native", "fsspec"])
+def test_half_a_key_is_none(monkeypatch, engine):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "alone")
+    with pytest.raises(MissingCredentials, match="no usable AWS credentials"):
+        bridge.run(open_store(parse_url(URL), StoreOptions(engine=engine)).head("k"))
