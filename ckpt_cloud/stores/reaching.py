@@ -9,12 +9,13 @@ from functools import lru_cache
 
 from ckpt_cloud.errors import FixRequest, StoreUnavailable
 
-HINT = "check the endpoint and the network, then try again"
+HINT = "check the endpoint, the network and proxies on the way, then try again"
 _SERVER = re.compile(r"https?://[^/\s'\"?]+")
 _REASONS = {
     "refused": re.compile(r"refused", re.IGNORECASE),
     "no such host": re.compile(r"dns error|gaierror|name resolution|name or service not known", re.IGNORECASE),
     "reset": re.compile(r"reset by peer|ConnectionReset|ServerDisconnected|Connection was closed", re.IGNORECASE),
+    "no TLS there": re.compile(r"WRONG_VERSION_NUMBER|InvalidContentType|RECORD_LAYER_FAILURE"),
     "timed out": re.compile(r"timed ?out|TimeoutError", re.IGNORECASE),
 }
 _ADDRESS = re.compile(
