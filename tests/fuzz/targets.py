@@ -30,6 +30,7 @@ from ckpt_cloud.format.register import ManifestRef, Register
 from ckpt_cloud.items import screened
 from ckpt_cloud.stores import ObjectStore, open_store, parse_url
 from tests import forge
+from tests.fuzz import foreign
 from tests.fuzz.mutate import mutated, scrambled
 
 URL = "memory://fuzz/run"
@@ -242,7 +243,9 @@ ITEMS: tuple[Any, ...] = (
 )
 
 TARGETS: dict[str, Callable[[random.Random], None]] = {
-    name.removeprefix("fuzz_"): value for name, value in list(globals().items()) if name.startswith("fuzz_")
+    name.removeprefix("fuzz_"): value
+    for name, value in [*globals().items(), *vars(foreign).items()]
+    if name.startswith("fuzz_")
 }
 
 
