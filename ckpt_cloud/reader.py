@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from msgspec import structs
+from torch.distributed.checkpoint._extension import ExtensionRegistry
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader
@@ -32,6 +33,7 @@ from ckpt_cloud.errors import (
     CorruptManifest,
     Damaged,
     StateMismatch,
+    Unsupported,
 )
 from ckpt_cloud.events import Listener, Recorder, Report, fan_out
 from ckpt_cloud.format import manifest as manifests
@@ -46,8 +48,10 @@ from ckpt_cloud.progress import bar
 from ckpt_cloud.session import Place, Settings, location_of, prepare, rank_location
 from ckpt_cloud.signing import Trust, TrustedKey
 from ckpt_cloud.stores import supports
-from ckpt_cloud.tensors import Destination, TensorSink, dtype_of
+from ckpt_cloud.tensors import Destination, ItemBytes, TensorSink, dtype_of
+from ckpt_cloud.transfer.decode import Decoding, check_codec
 from ckpt_cloud.transfer.download import download
+from ckpt_cloud.transforms import Undo
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,7 @@ class ObjectStoreReader(StorageReader):
         url: of the checkpoint. May be left out and given to DCP as `checkpoint_id`.
         store, transfer: as for `ObjectStoreWriter`.
         memory_budget: bytes of fetched ranges in this process, 512 MiB by default.
+        extensions: DCP's registry of stream transforms, where others than its own were used in the save.
         cast: convert elements when a tensor of the state has another dtype than the stored one; an error otherwise.
         trust: open non-tensor items that could run code. Only for checkpoints whose writer you trust.
         trusted_keys: Ed25519 public keys (objects, paths of PEM files, PEM as bytes) of those whose checkpoints may be
@@ -97,6 +102,7 @@ class ObjectStoreReader(StorageReader):
         store: StoreOptions | None = None,
         transfer: TransferOptions | None = None,
         memory_budget: int | None = None,
+        extensions: ExtensionRegistry | None = None,
         cast: bool = False,
         trust: bool = False,
         trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
@@ -107,6 +113,7 @@ class ObjectStoreReader(StorageReader):
     ) -> None:
         super().__init__()
         self._settings = Settings.of(store, transfer, None, memory_budget, store_options)
+        self._undo = Undo(extensions)
         self._cast = cast
         self._trust = trust
         self._signers = Trust.of(trusted_keys, require_signature)
@@ -235,6 +242,7 @@ class ObjectStoreReader(StorageReader):
 
         Raises:
             StateMismatch: a dtype differs (and `cast` is off); nothing was changed.
+            Unsupported: something went through a transform that is not known here; nothing was changed.
             UntrustedItem: an item that could run code (and `trust` is off).
             ChecksumMismatch, MissingObject, CorruptManifest: what is stored is not what was saved.
             CheckpointChanged, CheckpointDeleted: replaced or deleted meanwhile, and its data collected.
@@ -245,6 +253,7 @@ class ObjectStoreReader(StorageReader):
             with garbage.paused():
                 reads = _Reads.of(plan.items, planner, load.manifest)
                 reads.check_dtypes(load.place.location.url, cast=self._cast)
+                reads.check_codecs(self._undo, load.place.location.url)
                 fetches = plan_fetches(
                     reads.wants,
                     load.manifest.objects,
@@ -264,7 +273,7 @@ class ObjectStoreReader(StorageReader):
         try:
             await download(
                 load.place.data,
-                TensorSink(reads.destinations),
+                Decoding(TensorSink(reads.destinations), self._undo, load.place.location.url),
                 fetches,
                 load.manifest.objects,
                 options=self._settings.transfer,
@@ -328,7 +337,7 @@ class _Reads:
     wants: list[Want] = field(default_factory=list)
     destinations: list[Destination] = field(default_factory=list)
     tensors: list[tuple[ReadItem, torch.Tensor]] = field(default_factory=list)
-    items: list[tuple[ReadItem, bytes | np.ndarray]] = field(default_factory=list)
+    items: list[tuple[ReadItem, bytes | np.ndarray | ItemBytes]] = field(default_factory=list)
     values: list[tuple[ReadItem, bytes]] = field(default_factory=list)
     """Items that the manifest holds as plain values, and which therefore need no screening."""
 
@@ -358,9 +367,24 @@ class _Reads:
             hint = "give the state the stored dtypes, or convert while loading with ObjectStoreReader(url, cast=True)"
             raise StateMismatch(f"dtypes differ: {'; '.join(differ[:5])}{more}", url, hint)
 
+    def check_codecs(self, undo: Undo, url: str) -> None:
+        """Before anything is changed."""
+        known: set[tuple[tuple[str, ...], bool]] = set()
+        for want, destination in zip(self.wants, self.destinations, strict=True):
+            if want.coded is None or (want.coded.codec, want.coded.frame > 0) in known:
+                continue
+            names, framed = want.coded.codec, want.coded.frame > 0
+            try:
+                check_codec(names, framed=framed, name=destination.name)
+                if not framed:
+                    undo.extensions(names, destination.name)
+            except Unsupported as error:
+                raise Unsupported(error.message, url, error.hint) from None
+            known.add((names, framed))
+
     def hand_over(self, planner: LoadPlanner, *, trust: bool) -> None:
         """Gives everything to the planner, after all items were screened."""
-        values = [(item, value if isinstance(value, bytes) else value.tobytes()) for item, value in self.items]
+        values = [(item, _bytes(value)) for item, value in self.items]
         if not trust:
             values = [(item, screened(item.storage_index.fqn, value)) for item, value in values]
         for item, tensor in self.tensors:
@@ -375,11 +399,18 @@ class _Reads:
         if entry.inline is not None:
             self.items.append((item, entry.inline))
             return
+        whole = (entry.nbytes,)
+        if entry.coded is not None:
+            gathered = ItemBytes(entry.nbytes)
+            self.items.append((item, gathered))
+            self.wants.append(Want(-1, 0, 1, whole, (0,), whole, entry.coded))
+            self.destinations.append(Destination(item.storage_index.fqn, gathered, torch.uint8))
+            return
         if not 0 <= entry.object < len(objects) or not 0 <= entry.nbytes <= objects[entry.object].size:
             raise CorruptManifest(f"item {item.storage_index.fqn!r} lies outside its object")
         target = np.empty(entry.nbytes, dtype=np.uint8)
         self.items.append((item, target))
-        self.wants.append(Want(entry.object, entry.start, 1, (entry.nbytes,), (0,), (entry.nbytes,)))
+        self.wants.append(Want(entry.object, entry.start, 1, whole, (0,), whole))
         self.destinations.append(Destination(item.storage_index.fqn, target, torch.uint8))
 
     def _add_tensor(self, item: ReadItem, target: torch.Tensor, manifest: Manifest) -> None:
@@ -391,5 +422,11 @@ class _Reads:
         offsets, sizes = tuple(item.storage_offsets), tuple(item.lengths)
         if tuple(target.shape) != sizes:
             raise StateMismatch(f"{item.dest_index.fqn!r} has shape {tuple(target.shape)}, the read has {sizes}")
-        self.wants.append(Want(chunk.object, chunk.start, dtype.itemsize, chunk.sizes, offsets, sizes))
+        self.wants.append(Want(chunk.object, chunk.start, dtype.itemsize, chunk.sizes, offsets, sizes, chunk.coded))
         self.destinations.append(Destination(item.dest_index.fqn, target, dtype))
+
+
+def _bytes(value: bytes | np.ndarray | ItemBytes) -> bytes:
+    if isinstance(value, ItemBytes):
+        value = value.array
+    return value if isinstance(value, bytes) else value.tobytes()

@@ -69,27 +69,40 @@ async def upload_packs(
     Raises:
         Whatever the store or the source raises; the other uploads are then cancelled and aborted.
     """
-    upload = _Upload(
-        store,
-        source,
-        nbytes,
-        options,
-        Budget(options.max_requests),
-        Staging(Budget(options.memory_budget), options.part_size, source.allocate),
-        recorder,
-    )
-    gate = asyncio.Semaphore(min(_PACKS_AT_ONCE, options.max_requests))
+    line = Line.of(store, options, recorder, staging_bytes=options.memory_budget, allocate=source.allocate)
+    return await all_or_cancel(line.upload(source, key, plan, nbytes) for key, plan in packs)
 
-    async def one(key: str, plan: PackPlan) -> ObjectEntry:
-        async with gate:
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What all packs of one save share on their way up."""
+
+    store: ObjectStore
+    options: TransferOptions
+    requests: Budget
+    staging: Staging
+    gate: asyncio.Semaphore
+    recorder: Recorder
+
+    @classmethod
+    def of(
+        cls, store: ObjectStore, options: TransferOptions, recorder: Recorder, *, staging_bytes: int, allocate: Allocate
+    ) -> Line:
+        """For one save, on one event loop."""
+        staging = Staging(Budget(staging_bytes), options.part_size, allocate)
+        gate = asyncio.Semaphore(min(_PACKS_AT_ONCE, options.max_requests))
+        return cls(store, options, Budget(options.max_requests), staging, gate, recorder)
+
+    async def upload(self, source: Source, key: str, plan: PackPlan, nbytes: Sequence[int]) -> ObjectEntry:
+        """Uploads one pack, once few enough others are under way."""
+        upload = _Upload(self.store, source, nbytes, self.options, self.requests, self.staging, self.recorder)
+        async with self.gate:
             return await upload.pack(key, plan)
-
-    return await all_or_cancel(one(key, plan) for key, plan in packs)
 
 
 @dataclass(frozen=True, slots=True)
 class _Upload:
-    """What all packs of one save share."""
+    """Packs of one source."""
 
     store: ObjectStore
     source: Source
