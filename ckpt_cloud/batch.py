@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import torch
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
@@ -51,15 +52,17 @@ class Batch:
 
     def source(self, planner: SavePlanner, numbers: Sequence[int]) -> TensorSource:
         """The bytes of the entries `numbers`, counted anew."""
-        entries = [self.entries[number] for number in numbers]
-        return TensorSource(
-            entries,
-            lambda entry: self.values.get(numbers[entry]) or planner.resolve_data(self.items[self.owners[numbers[entry]]]),
-        )
 
-    def results(
-        self, places: Mapping[int, Stored], attempt: str, objects: list[ObjectEntry]
-    ) -> list[WriteResult]:
+        def resolve(entry: int) -> torch.Tensor | io.BytesIO:
+            number = numbers[entry]
+            value: torch.Tensor | io.BytesIO = self.values.get(number) or planner.resolve_data(
+                self.items[self.owners[number]]
+            )
+            return value
+
+        return TensorSource([self.entries[number] for number in numbers], resolve)
+
+    def results(self, places: Mapping[int, Stored], attempt: str, objects: list[ObjectEntry]) -> list[WriteResult]:
         """One result for all items: DCP gathers them by pickle and looks at none, and one is quick to send.
 
         Args:

@@ -240,7 +240,9 @@ class TransferOptions:
         _require(self.compression in (None, "zstd"), f"compression is {self.compression!r}; it is 'zstd' or None")
         _require(-100 <= self.compression_level <= 22, "compression_level must be from -100 to 22")
         size = self.frame_size
-        _require(4 * KIB <= size <= 4 * MIB and size & (size - 1) == 0, "frame_size must be 4 KiB to 4 MiB, a power of 2")
+        _require(
+            4 * KIB <= size <= 4 * MIB and size & (size - 1) == 0, "frame_size must be 4 KiB to 4 MiB, a power of 2"
+        )
         _require(self.gap_size >= 0 and self.inline_limit >= 0, "gap_size and inline_limit must not be negative")
 
 

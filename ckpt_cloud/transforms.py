@@ -26,11 +26,12 @@ class Transforms:
     frame = 0
 
     def __init__(self, extensions: Sequence[StreamTransformExtension]) -> None:
-        self._extensions = tuple(extensions)
-        for each in self._extensions:
+        given: tuple[Any, ...] = tuple(extensions)
+        for each in given:
             if not isinstance(each, StreamTransformExtension):
                 hint = "give instances of torch.distributed.checkpoint's stream transforms, such as ZStandard()"
                 raise InvalidOption(f"extensions has a {type(each).__name__}", hint=hint)
+        self._extensions: tuple[StreamTransformExtension, ...] = given
         self.codec = tuple(each.get_descriptor() for each in reversed(self._extensions))
 
     def stream(self, write: Callable[[bytes], None]) -> IO[bytes]:

@@ -29,7 +29,6 @@ from ckpt_cloud.annotations import Annotations
 from ckpt_cloud.batch import Batch, packed, sorted_out
 from ckpt_cloud.errors import AttemptAborted, CkptCloudError, InvalidOption, UnsupportedTensor
 from ckpt_cloud.events import Listener, Recorder, Report, fan_out
-from ckpt_cloud.format import codec
 from ckpt_cloud.format.codec import Zstd
 from ckpt_cloud.format.layout import manifest_key, mint_id, pack_key
 from ckpt_cloud.format.manifest import ObjectEntry
@@ -124,14 +123,15 @@ class ObjectStoreWriter(StorageWriter):
         super().__init__()
         if allow_unsafe_commit:
             commit = replace(commit or CommitOptions(), allow_unsafe_commit=True)
-        self._settings = Settings.of(store, transfer, commit, memory_budget, store_options)
+        self._settings = Settings.of(store, transfer, commit, memory_budget, store_options, compression=compression)
+        self._settings.check_codec()
         self._signer = None if sign is None else Signer(sign)
         if self._signer:
             self._settings = replace(self._settings, transfer=replace(self._settings.transfer, block_digests=True))
-        if compression is not None:
-            self._settings = replace(self._settings, transfer=replace(self._settings.transfer, compression=compression))
         self._extensions = Transforms(extensions) if extensions else None
-        self._check_coding()
+        if self._extensions and self._settings.transfer.compression:
+            hint = "compress by one of the extensions, such as ZStandard(), or leave them out"
+            raise InvalidOption("compression and extensions exclude each other", hint=hint)
         self._overwrite = overwrite
         self._on_event = fan_out(on_event, bar("save") if progress else None)
         self._stop: bridge.Stop | None = bridge.Stop()
@@ -359,15 +359,6 @@ class ObjectStoreWriter(StorageWriter):
             with contextlib.suppress(CkptCloudError):
                 bridge.run(self._save.place.control.delete(self._save.keys))
             self._save.keys.clear()
-
-    def _check_coding(self) -> None:
-        """Refuses what could not be written, or not be read, before anything is."""
-        compression = self._settings.transfer.compression
-        if compression is not None:
-            codec.require(compression)
-            if self._extensions:
-                hint = "compress by one of the extensions, such as ZStandard(), or leave them out"
-                raise InvalidOption("compression and extensions exclude each other", hint=hint)
 
     def _admit(self, place: Place, *, overwrite: bool) -> Seen:
         return bridge.run(commit.admit(place.control, overwrite=overwrite, options=self._settings.commit))

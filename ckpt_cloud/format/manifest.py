@@ -177,9 +177,7 @@ def encode(manifest: Manifest) -> bytes:
 def _tensor_row(entry: TensorEntry) -> tuple[Any, ...]:
     """As it is stored: a chunk that is not coded says nothing of it, so that its bytes are those of older versions."""
     chunks = [
-        (c.offsets, c.sizes, c.object, c.start)
-        if c.coded is None
-        else (c.offsets, c.sizes, c.object, c.start, c.coded)
+        (c.offsets, c.sizes, c.object, c.start) if c.coded is None else (c.offsets, c.sizes, c.object, c.start, c.coded)
         for c in entry.chunks
     ]
     return entry.dtype, entry.shape, chunks, entry.requires_grad

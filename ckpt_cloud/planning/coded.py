@@ -143,7 +143,7 @@ def plan_units(coded: Coded, boxes: Sequence[Wanted], *, range_size: int) -> lis
     spans = (Span(piece.start, piece.end, slot) for slot, (_, piece) in enumerate(found))
     frames = coded.frames(nbytes)
     ends = [0, *accumulate(stored for stored, _ in frames)]
-    result = []
+    result: list[Stored] = []
     for run in coalesce(spans, object_size=nbytes, block=coded.frame, max_range=step, max_gap=0):
         first, last = run.start // coded.frame, -(-run.end // coded.frame)
         unit = Unit(

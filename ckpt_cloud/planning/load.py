@@ -80,9 +80,7 @@ def plan_fetches(
 
 def _check_bounds(want: Want, objects: Sequence[ObjectEntry]) -> None:
     if want.coded is None:
-        extents: Sequence[tuple[int, int, int]] = [
-            (want.object, want.start, math.prod(want.chunk) * want.itemsize)
-        ]
+        extents: Sequence[tuple[int, int, int]] = [(want.object, want.start, math.prod(want.chunk) * want.itemsize)]
     else:
         extents = want.coded.extents
     for number, start, nbytes in extents:

@@ -91,7 +91,8 @@ class Decoding:
         if len(piece) == unit.stored:
             return piece
         with self._lock:
-            gathered, lacking = self._gathered.pop(unit, None) or (bytearray(unit.stored), unit.stored)
+            begun = self._gathered.pop(unit, None)
+            gathered, lacking = (bytearray(unit.stored), unit.stored) if begun is None else begun
             gathered[part.at : part.at + len(piece)] = piece
             if lacking > len(piece):
                 self._gathered[unit] = gathered, lacking - len(piece)

@@ -39,10 +39,17 @@ Piece = tuple[bytes, bytes]
 
 
 class FrameCoder(Protocol):
-    """Codes frames of `frame` plain bytes; called on worker threads."""
+    """Codes frames; called on worker threads."""
 
-    codec: tuple[str, ...]
-    frame: int
+    @property
+    def codec(self) -> tuple[str, ...]:
+        """What plain bytes go through, in that order."""
+        ...
+
+    @property
+    def frame(self) -> int:
+        """Plain bytes of a frame."""
+        ...
 
     def code(self, plain: memoryview) -> Piece:
         """Of whole frames; the last may be shorter."""
@@ -50,10 +57,17 @@ class FrameCoder(Protocol):
 
 
 class StreamCoder(Protocol):
-    """Codes each entry as one stream; `frame` is 0. Called on worker threads."""
+    """Codes each entry as one stream; called on worker threads."""
 
-    codec: tuple[str, ...]
-    frame: int
+    @property
+    def codec(self) -> tuple[str, ...]:
+        """What plain bytes go through, in that order."""
+        ...
+
+    @property
+    def frame(self) -> int:
+        """0."""
+        ...
 
     def stream(self, write: Callable[[bytes], None]) -> IO[bytes]:
         """Takes plain bytes, and hands what becomes of them to `write`; all of it once it is closed."""
@@ -85,13 +99,14 @@ async def upload_coded(
     """
     staging = max(options.part_size, options.memory_budget // 4)
     line = Line.of(store, options, recorder, staging_bytes=staging, allocate=plain_memory)
-    work = _Coding(line, source, entries, coder, attempt, new_key)
+    budget = Budget(options.memory_budget // 2)
+    work = _Coding(line, source, entries, coder, attempt, new_key, budget, [_Place() for _ in entries])
     try:
         async with asyncio.TaskGroup() as group:
             await work.run(group)
     except BaseExceptionGroup as failures:
         raise first_of(failures) from None
-    return work.places(), work.objects
+    return work.coded(), work.objects()
 
 
 @dataclass(slots=True)
@@ -124,32 +139,31 @@ class _Place:
     extents: list[Extent] = field(default_factory=list)
 
 
+@dataclass(slots=True)
 class _Coding:
     """One save's coded entries."""
 
-    def __init__(
-        self,
-        line: Line,
-        source: Source,
-        entries: Sequence[PackEntry],
-        coder: FrameCoder | StreamCoder,
-        attempt: str,
-        new_key: Callable[[int], str],
-    ) -> None:
-        budget = line.options.memory_budget
-        self._line = line
-        self._source = source
-        self._entries = entries
-        self._coder = coder
-        self._attempt = attempt
-        self._new_key = new_key
-        self._ahead_bytes = budget // 4
-        self._pack_bytes = min(PACK_BYTES, budget // 8)
-        self._budget = Budget(budget // 2)
-        # All change with every piece.
-        self._open = _Pack()
-        self._places = [_Place() for _ in entries]
-        self._stored: list[ObjectEntry | None] = []
+    line: Line
+    source: Source
+    entries: Sequence[PackEntry]
+    coder: FrameCoder | StreamCoder
+    attempt: str
+    new_key: Callable[[int], str]
+    budget: Budget
+    # All that follows changes with every piece.
+    places: list[_Place]
+    open: _Pack = field(default_factory=_Pack)
+    stored: list[ObjectEntry | None] = field(default_factory=list)
+
+    @property
+    def ahead_bytes(self) -> int:
+        """That may be coded before their turn, with what is copied for it."""
+        return self.line.options.memory_budget // 4
+
+    @property
+    def pack_bytes(self) -> int:
+        """Of a pack, unless one piece alone has more; few enough that there is room for the next meanwhile."""
+        return min(PACK_BYTES, self.line.options.memory_budget // 8)
 
     async def run(self, group: asyncio.TaskGroup) -> None:
         """Returns when all is coded; the last uploads are then still under way in `group`."""
@@ -158,35 +172,34 @@ class _Coding:
                 for piece in pieces:
                     await self._add(group, job.entry, piece)
                 del pieces
-                if job.end == self._entries[job.entry].nbytes:
-                    self._source.release(job.entry)
+                if job.end == self.entries[job.entry].nbytes:
+                    self.source.release(job.entry)
         self._close(group)
 
-    def places(self) -> list[Coded]:
-        """By entry."""
-        coder = self._coder
-        return [Coded(coder.codec, coder.frame, bytes(p.sizes), tuple(p.extents)) for p in self._places]
+    def coded(self) -> list[Coded]:
+        """Where each entry lies."""
+        coder = self.coder
+        return [Coded(coder.codec, coder.frame, bytes(p.sizes), tuple(p.extents)) for p in self.places]
 
-    @property
     def objects(self) -> list[ObjectEntry]:
         """That were stored."""
-        return [entry for entry in self._stored if entry is not None]
+        return [entry for entry in self.stored if entry is not None]
 
     async def _coded(self, group: asyncio.TaskGroup) -> AsyncGenerator[tuple[Job, list[Piece]], None]:
         """Jobs in order with what became of them; those that follow are coded meanwhile."""
-        frame = self._coder.frame
-        step = max(1, min(UNIT_BYTES, self._ahead_bytes // 4) // frame) * frame if frame else 0
+        frame = self.coder.frame
+        step = max(1, min(UNIT_BYTES, self.ahead_bytes // 4) // frame) * frame if frame else 0
         ahead: deque[tuple[Job, asyncio.Task[list[Piece]]]] = deque()
         used = 0
-        for job in jobs([entry.nbytes for entry in self._entries], step):
+        for job in jobs([entry.nbytes for entry in self.entries], step):
             # The plain bytes may be a copy.
             need = 2 * job.nbytes
-            while ahead and (used + need > self._ahead_bytes or len(ahead) > COUNT):
+            while ahead and (used + need > self.ahead_bytes or len(ahead) > COUNT):
                 done, task = ahead.popleft()
                 yield done, await task
                 del task
                 used -= 2 * done.nbytes
-            if need > self._ahead_bytes and not frame:
+            if need > self.ahead_bytes and not frame:
                 await self._stream_through(group, job)
                 yield job, []
                 continue
@@ -197,7 +210,7 @@ class _Coding:
             yield done, await task
 
     def _code(self, job: Job) -> list[Piece]:
-        coder = self._coder
+        coder = self.coder
         if coder.frame:
             return [coder.code(self._plain(job))]  # type: ignore[union-attr] # a coder of frames
         pieces: list[Piece] = []
@@ -206,17 +219,17 @@ class _Coding:
 
     def _plain(self, job: Job) -> memoryview:
         """The entry's own memory, or a copy."""
-        view = self._source.view(job.entry)
+        view = self.source.view(job.entry)
         if view is not None:
             return view[job.start : job.end]
-        copy = memoryview(self._source.allocate(job.nbytes).data)
-        self._source.copy([Segment(job.entry, job.start, job.end)], copy)
+        copy = memoryview(self.source.allocate(job.nbytes).data)
+        self.source.copy([Segment(job.entry, job.start, job.end)], copy)
         return copy
 
     def _stream(self, job: Job, emit: Callable[[bytes], None]) -> None:
         """Puts the entry through the transforms, a few bytes at a time."""
         gathered = _Gathered(emit)
-        stream = self._coder.stream(gathered.add)  # type: ignore[union-attr] # a coder of streams
+        stream = self.coder.stream(gathered.add)  # type: ignore[union-attr] # a coder of streams
         for start in range(job.start, job.end, _PIECE):
             stream.write(self._plain(Job(job.entry, start, min(job.end, start + _PIECE))))
         stream.close()
@@ -256,12 +269,12 @@ class _Coding:
         """Puts the next stored bytes of an entry into the open pack."""
         data, packed = piece
         sizes = list(unpack_sums(packed))
-        bound = header_bytes_bound(self._entries[entry]) + 100 + 12 * len(sizes)
-        full = self._open.size + len(data) > self._pack_bytes or self._open.header_bound + bound > _MAX_HEADER
-        if self._open.size and full:
+        bound = header_bytes_bound(self.entries[entry]) + 100 + 12 * len(sizes)
+        full = self.open.size + len(data) > self.pack_bytes or self.open.header_bound + bound > _MAX_HEADER
+        if self.open.size and full:
             self._close(group)
-        await self._budget.take(len(data))
-        pack, place = self._open, self._places[entry]
+        await self.budget.take(len(data))
+        pack, place = self.open, self.places[entry]
         last = pack.held[-1] if pack.held else None
         if last is None or last.entry != entry:
             last = _Held(entry, place.stored, pack.size, 0, [])
@@ -276,15 +289,15 @@ class _Coding:
 
     def _close(self, group: asyncio.TaskGroup) -> None:
         """Begins to upload the open pack, whose size is now known."""
-        pack, self._open = self._open, _Pack()
+        pack, self.open = self.open, _Pack()
         if not pack.size:
             return
-        number = len(self._stored)
-        self._stored.append(None)
-        head = header([self._told(held) for held in pack.held], self._attempt)
+        number = len(self.stored)
+        self.stored.append(None)
+        head = header([self._told(held) for held in pack.held], self.attempt)
         for held in pack.held:
-            self._places[held.entry].extents.append((number, len(head) + held.offset, held.nbytes))
-        sending = self._send(number, self._new_key(number), head, pack)
+            self.places[held.entry].extents.append((number, len(head) + held.offset, held.nbytes))
+        sending = self._send(number, self.new_key(number), head, pack)
         try:
             group.create_task(sending)
         except RuntimeError:
@@ -294,12 +307,12 @@ class _Coding:
 
     def _told(self, held: _Held) -> PackEntry:
         """What a pack's header says of bytes in it."""
-        entry = self._entries[held.entry]
-        part = CodedPart(self._coder.codec, self._coder.frame, entry.nbytes, held.at, held.sizes)
+        entry = self.entries[held.entry]
+        part = CodedPart(self.coder.codec, self.coder.frame, entry.nbytes, held.at, held.sizes)
         return PackEntry(entry.fqn, entry.dtype, entry.shape, entry.offsets, entry.sizes, held.nbytes, part)
 
     async def _send(self, number: int, key: str, head: bytes, pack: _Pack) -> None:
-        options, store = self._line.options, self._line.store
+        options, store = self.line.options, self.line.store
         sizes = Sizes(options.pack_size, options.part_size, store.max_parts, store.max_part_bytes)
         starts = []
         at = len(head)
@@ -309,9 +322,9 @@ class _Coding:
         plan = PackPlan(tuple(range(len(starts))), tuple(starts), head, at, part_size_for(at, sizes))
         try:
             nbytes = [len(piece) for piece in pack.pieces]
-            self._stored[number] = await self._line.upload(_Pieces(pack.pieces), key, plan, nbytes)
+            self.stored[number] = await self.line.upload(_Pieces(pack.pieces), key, plan, nbytes)
         finally:
-            self._budget.give_back(pack.size)
+            self.budget.give_back(pack.size)
 
 
 class _Gathered:
