@@ -121,7 +121,7 @@ def coded():
         "complex": torch.zeros(600, dtype=torch.complex128),
         "scalar": torch.tensor(2.5),
         "empty": torch.empty(0, 3),
-        "long": "0123456789abcdef" * 600,
+        "long": "0123456789abcdef" * 300,
         "step": 7,
     }
 
@@ -181,7 +181,7 @@ def save(name, where):
     """On each rank."""
     state = STATES[name]()
     # So that a chunk comes to lie in several objects.
-    encode.PACK_BYTES = 4096
+    encode.PACK_BYTES = encode.UNIT_BYTES = 4096
     pages.PAGE_BYTES = SMALL_PAGES.get(name, pages.PAGE_BYTES)
     writer = ObjectStoreWriter(where / "checkpoint", transfer=OPTIONS.get(name), **MORE.get(name, {}))
     planner = PLANNERS.get(name, dcp.DefaultSavePlanner)()
