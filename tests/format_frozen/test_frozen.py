@@ -295,6 +295,9 @@ def test_the_page_shows_what_is_stored():
     for row in re.findall(r'^"(?:rows|one)": .*$', page, re.MULTILINE):
         ((name, shown),) = json.loads(f"{{{row}}}").items()
         assert manifest_of(DATA / "sharded" / "checkpoint")["tensors"][name] == shown
+    shown = json.loads(re.sub(r"<(.*?)>", r'"\1"', re.search(r'^"mixed": (.*)$', page, re.MULTILINE)[1]))
+    shown[2][0][4][2] = b"".join(int(n).to_bytes(4, "little") for n in shown[2][0][4][2].split())
+    assert manifest_of(DATA / "coded" / "checkpoint")["tensors"]["mixed"] == shown
 
 
 def test_the_independent_reader_is_independent():
