@@ -218,7 +218,9 @@ class TensorSink:
     def memory(self, placement: Placement) -> memoryview | None:
         """The bytes of the placement's box in its destination, if they lie there as they are stored."""
         destination = self._destinations[placement.want]
-        target = destination.memory
+        target = destination.target
+        if isinstance(target, ItemBytes):
+            return None
         if isinstance(target, np.ndarray):
             whole = target[placement.offsets[0] : placement.offsets[0] + placement.sizes[0]].data
         elif target.dtype != destination.dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from torch.distributed.checkpoint._extension import ExtensionRegistry, StreamTransformExtension
@@ -59,6 +59,22 @@ class _Output(io.RawIOBase):
         return len(piece)
 
 
+class _Input(io.RawIOBase):
+    """Reads memory without a copy of it."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        piece = self._data[: len(into)]
+        into[: len(piece)] = piece
+        self._data = self._data[len(piece) :]
+        return len(piece)
+
+
 class Undo:
     """Takes back what DCP's extensions did on the way out.
 
@@ -89,22 +105,26 @@ class Undo:
             Unsupported: an extension is not known, or its library is missing.
             Damaged, as was chosen: there is more, or an extension fails.
         """
-        if not transforms:
-            return data
+        return b"".join(self.pieces(data, transforms, limit, name)) if transforms else data
+
+    def pieces(self, data: memoryview, transforms: Sequence[str], limit: int, name: str) -> Iterator[bytes]:
+        """The same, piece by piece."""
         extensions = self.extensions(transforms, name)
+        left = limit
         try:
-            stream: Any = io.BytesIO(data)
+            stream: Any = io.BufferedReader(_Input(data), _READ_BYTES)
             for extension in extensions:
                 stream = extension.transform_from(stream)
-            plain = _read(stream, limit + 1)
+            while piece := stream.read(min(_READ_BYTES, left + 1)):
+                left -= len(piece)
+                if left < 0:
+                    raise self._damaged(f"{name!r} is larger than the metadata say")
+                yield piece
         except CkptCloudError:
             raise
         except Exception as error:  # noqa: BLE001 - an extension may raise anything
             said = ", ".join(transforms)
             raise self._damaged(f"{name!r} cannot be undone by {said}: {type(error).__name__}: {error}") from None
-        if len(plain) > limit:
-            raise self._damaged(f"{name!r} is larger than the metadata say")
-        return plain
 
     def extensions(self, transforms: Sequence[str], name: str) -> list[StreamTransformExtension]:
         """The extensions, last applied first.
@@ -118,11 +138,3 @@ class Undo:
             hint = f"give one that knows it: {self._reader}(url, extensions=registry), or install its library"
             raise Unsupported(f"{name!r} was written with {', '.join(transforms)}: {error}", hint=hint) from None
         return [each for each in reversed(found) if isinstance(each, StreamTransformExtension)]
-
-
-def _read(stream: Any, limit: int) -> bytes:
-    pieces, size = [], 0
-    while size < limit and (piece := stream.read(min(_READ_BYTES, limit - size))):
-        pieces.append(piece)
-        size += len(piece)
-    return b"".join(pieces)

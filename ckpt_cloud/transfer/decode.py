@@ -6,7 +6,7 @@ fetched range ─► stored bytes of a unit, gathered if they lie in several ran
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from ckpt_cloud.errors import CorruptManifest, Unsupported
@@ -14,8 +14,13 @@ from ckpt_cloud.format import codec
 from ckpt_cloud.planning.coded import Part, Placement, Unit
 from ckpt_cloud.transfer.staging import Allocate
 
-Undo = Callable[[memoryview, Sequence[str], int, str], "bytes | memoryview"]
-"""Undoes stream transforms: stored bytes, what they went through, how many plain bytes there may be, and whose."""
+
+class Undo(Protocol):
+    """Undoes stream transforms; called on worker threads."""
+
+    def pieces(self, data: memoryview, transforms: Sequence[str], limit: int, name: str) -> Iterator[bytes]:
+        """Plain bytes of `data`, which went through `transforms` in that order; an error if there are over `limit`."""
+        ...
 
 
 class Boxes(Protocol):
@@ -100,28 +105,44 @@ class Decoding:
         return memoryview(gathered)
 
     def _settle(self, unit: Unit, stored: memoryview) -> None:
-        if unit.frames:
-            self._undo_frames(unit, stored)
-            return
-        plain = self._undo(stored, unit.codec, unit.nbytes, self._name(unit))
-        if len(plain) != unit.nbytes:
-            raise self._wrong(unit, f"it has {len(plain)} bytes and should have {unit.nbytes}")
-        self._boxes.place(unit.placements, memoryview(plain))
-
-    def _undo_frames(self, unit: Unit, stored: memoryview) -> None:
+        """Undoes a unit, and hands on its boxes."""
         # Where one destination takes all of it, no other memory is needed.
         only = unit.placements[0] if len(unit.placements) == 1 else None
         target = self._boxes.memory(only) if only is not None and only.end - only.source == unit.nbytes else None
-        plain = target if target is not None else memoryview(self.allocate(unit.nbytes).data)
+        if target is not None:
+            self._fill(unit, stored, target)
+        elif unit.frames:
+            plain = memoryview(self.allocate(unit.nbytes).data)
+            self._fill(unit, stored, plain)
+            self._boxes.place(unit.placements, plain)
+        else:
+            # Grows with what there is, whatever is claimed.
+            gathered = bytearray()
+            for piece in self._pieces(unit, stored):
+                gathered += piece
+            self._check(unit, len(gathered))
+            self._boxes.place(unit.placements, memoryview(gathered))
+
+    def _fill(self, unit: Unit, stored: memoryview, plain: memoryview) -> None:
         at = 0
+        for piece in self._pieces(unit, stored):
+            plain[at : at + len(piece)] = piece
+            at += len(piece)
+        self._check(unit, at)
+
+    def _pieces(self, unit: Unit, stored: memoryview) -> Iterator[codec.Buffer]:
+        """Plain bytes, never more than there should be."""
+        if not unit.frames:
+            yield from self._undo.pieces(stored, unit.codec, unit.nbytes, self._name(unit))
+            return
         try:
-            for frame in codec.undone(stored, unit.frames):
-                plain[at : at + len(frame)] = frame
-                at += len(frame)
+            yield from codec.undone(stored, unit.frames)
         except codec.BadFrame as error:
             raise self._wrong(unit, str(error)) from None
-        if target is None:
-            self._boxes.place(unit.placements, plain)
+
+    def _check(self, unit: Unit, nbytes: int) -> None:
+        if nbytes != unit.nbytes:
+            raise self._wrong(unit, f"it has {nbytes} bytes and should have {unit.nbytes}")
 
     def _name(self, unit: Unit) -> str:
         return self._boxes.describe(unit.placements[0])
