@@ -25,7 +25,7 @@ from ckpt_cloud.stores import ObjectStore
 from ckpt_cloud.transfer.budget import Budget
 from ckpt_cloud.transfer.staging import Allocate, plain_memory
 from ckpt_cloud.transfer.structured import first_of
-from ckpt_cloud.transfer.upload import Line, Source
+from ckpt_cloud.transfer.upload import PACKS_AT_ONCE, Line, Source
 from ckpt_cloud.workers import COUNT, in_thread, in_waiting_thread
 
 PACK_BYTES = 64 << 20
@@ -98,7 +98,7 @@ async def upload_coded(
         Whatever the store, the source or the coder raises; uploads that are under way are then aborted.
     """
     staging = max(options.part_size, options.memory_budget // 4)
-    line = Line.of(store, options, recorder, staging_bytes=staging, allocate=plain_memory)
+    line = Line.of(store, options, recorder, packs=PACKS_AT_ONCE, staging_bytes=staging, allocate=plain_memory)
     budget = Budget(options.memory_budget // 2)
     work = _Coding(line, source, entries, coder, attempt, new_key, budget, [_Place() for _ in entries])
     try:

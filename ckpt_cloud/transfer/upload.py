@@ -1,6 +1,7 @@
 """Uploads the packs of one rank: staging and checksums on worker threads while earlier parts are under way.
 
-PackPlan ─► parts ─► request ─► worker: views or a staged copy, CRC32C per block ─► put_multipart ─► ObjectEntry
+PackPlan ─┬► parts ─► request ─► worker: views or a staged copy, CRC32C per block ─┬► put_multipart ─► ObjectEntry
+          └► views of all of it, where nothing is to be copied; worker: CRC32C ────┘
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from ckpt_cloud.format.checksum import BlockSums
 from ckpt_cloud.format.manifest import ObjectEntry
 from ckpt_cloud.options import TransferOptions
 from ckpt_cloud.planning.save import PackPlan, Segment, parts
-from ckpt_cloud.stores import ObjectStore
+from ckpt_cloud.stores import AtHand, ObjectStore
 from ckpt_cloud.transfer.budget import Budget
 from ckpt_cloud.transfer.staging import Allocate, Staging
 from ckpt_cloud.transfer.structured import all_or_cancel
 from ckpt_cloud.workers import in_thread
 
-_PACKS_AT_ONCE = 8
+PACKS_AT_ONCE = 8
 """Enough that the last parts of one are under way beside the first of others; each may use all requests."""
 _MAX_VIEWS = 16
 """A part of more segments is staged as one buffer: handing over a small buffer costs more than copying it."""
@@ -69,7 +70,8 @@ async def upload_packs(
     Raises:
         Whatever the store or the source raises; the other uploads are then cancelled and aborted.
     """
-    line = Line.of(store, options, recorder, staging_bytes=options.memory_budget, allocate=source.allocate)
+    staging = options.memory_budget
+    line = Line.of(store, options, recorder, packs=len(packs), staging_bytes=staging, allocate=source.allocate)
     return await all_or_cancel(line.upload(source, key, plan, nbytes) for key, plan in packs)
 
 
@@ -82,20 +84,31 @@ class Line:
     requests: Budget
     staging: Staging
     gate: asyncio.Semaphore
+    lanes: int
     recorder: Recorder
 
     @classmethod
     def of(
-        cls, store: ObjectStore, options: TransferOptions, recorder: Recorder, *, staging_bytes: int, allocate: Allocate
+        cls,
+        store: ObjectStore,
+        options: TransferOptions,
+        recorder: Recorder,
+        *,
+        packs: int,
+        staging_bytes: int,
+        allocate: Allocate,
     ) -> Line:
-        """For one save, on one event loop."""
+        """For one save of so many packs, on one event loop."""
         staging = Staging(Budget(staging_bytes), options.part_size, allocate)
-        gate = asyncio.Semaphore(min(_PACKS_AT_ONCE, options.max_requests))
-        return cls(store, options, Budget(options.max_requests), staging, gate, recorder)
+        gate = asyncio.Semaphore(min(PACKS_AT_ONCE, options.max_requests))
+        lanes = max(1, options.max_requests // max(1, min(PACKS_AT_ONCE, packs)))
+        return cls(store, options, Budget(options.max_requests), staging, gate, lanes, recorder)
 
     async def upload(self, source: Source, key: str, plan: PackPlan, nbytes: Sequence[int]) -> ObjectEntry:
         """Uploads one pack, once few enough others are under way."""
-        upload = _Upload(self.store, source, nbytes, self.options, self.requests, self.staging, self.recorder)
+        upload = _Upload(
+            self.store, source, nbytes, self.options, self.requests, self.staging, self.recorder, self.lanes
+        )
         async with self.gate:
             return await upload.pack(key, plan)
 
@@ -111,12 +124,16 @@ class _Upload:
     requests: Budget
     staging: Staging
     recorder: Recorder
+    lanes: int
+    """Requests of one pack when each has its share."""
 
     async def pack(self, key: str, plan: PackPlan) -> ObjectEntry:
         began_unix_s = time.time()
         sums = self._sums()
         if plan.size <= plan.part_size:
             version = await self._put(key, plan, sums)
+        elif not self.recorder.watched and (views := await in_thread(self._all_views, plan)):
+            version = await self._put_views(key, plan, views, sums)
         else:
             begun = [sums]
 
@@ -162,6 +179,39 @@ class _Upload:
                 yield pieces.pop(0)
             self._release(segments)
 
+    async def _put_views(self, key: str, plan: PackPlan, views: list[list[memoryview]], sums: BlockSums) -> str | None:
+        """A pack of which nothing is copied, so that it takes no more than handing over its views."""
+
+        def source() -> AtHand:
+            for part in views:
+                self.recorder.moved("up", key, sum(map(len, part)))
+            return AtHand([view for part in views for view in part])
+
+        def check() -> None:
+            for part in views:
+                for view in part:
+                    sums.update(view)
+
+        await self.requests.take(self.lanes)
+        try:
+            put = self.store.put_multipart(key, source, part_size=plan.part_size, concurrency=self.lanes)
+            version, _ = await all_or_cancel((put, in_thread(check)))
+        finally:
+            self.requests.give_back(self.lanes)
+        for segments in parts(plan, self.nbytes):
+            self._release(segments)
+        return version
+
+    def _all_views(self, plan: PackPlan) -> list[list[memoryview]]:
+        """By part, the views of all that the pack holds; nothing if some must be copied, or a part has many."""
+        found = []
+        for segments in parts(plan, self.nbytes):
+            views = self._find_views(plan, segments) if len(segments) <= _MAX_VIEWS else []
+            if not views:
+                return []
+            found.append(views)
+        return found
+
     def _release(self, segments: list[Segment]) -> None:
         for segment in segments:
             if segment.entry >= 0 and segment.end == self.nbytes[segment.entry]:
@@ -171,17 +221,21 @@ class _Upload:
         """Views of the memory that the segments lie in, or nothing if some must be copied or they are many."""
         if len(segments) > _MAX_VIEWS:
             return []
-        return await in_thread(self._find_views, plan, segments, sums)
+        return await in_thread(self._summed_views, plan, segments, sums)
 
-    def _find_views(self, plan: PackPlan, segments: list[Segment], sums: BlockSums) -> list[memoryview]:
+    def _summed_views(self, plan: PackPlan, segments: list[Segment], sums: BlockSums) -> list[memoryview]:
+        views = self._find_views(plan, segments)
+        for view in views:
+            sums.update(view)
+        return views
+
+    def _find_views(self, plan: PackPlan, segments: list[Segment]) -> list[memoryview]:
         views = []
         for segment in segments:
             view = memoryview(plan.header) if segment.entry < 0 else self.source.view(segment.entry)
             if view is None:
                 return []
             views.append(view[segment.start : segment.end])
-        for view in views:
-            sums.update(view)
         return views
 
     async def _staged(self, plan: PackPlan, segments: list[Segment], sums: BlockSums) -> memoryview:
