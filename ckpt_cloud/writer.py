@@ -242,7 +242,7 @@ class ObjectStoreWriter(StorageWriter):
         with save.recorder.phase("write"):
             gpu.settle()
             with garbage.paused():
-                # What goes through transforms, does so whole: nothing of it may be seen in the manifest.
+                # A transform may encrypt: then the manifest must not show an item.
                 inline_limit = -1 if self._extensions else self._settings.transfer.inline_limit
                 batch = sorted_out(plan.items, planner, inline_limit)
             save.recorder.report.bytes_needed += batch.total_bytes
@@ -276,11 +276,12 @@ class ObjectStoreWriter(StorageWriter):
             options=options,
             recorder=save.recorder,
         )
-        places = {
-            plain[entry]: Stored(None, number, start, entries[entry].nbytes)
-            for number, pack in enumerate(packs)
-            for entry, start in zip(pack.entries, pack.starts, strict=True)
-        }
+        with garbage.paused():
+            places = {
+                plain[entry]: Stored(None, number, start, entries[entry].nbytes)
+                for number, pack in enumerate(packs)
+                for entry, start in zip(pack.entries, pack.starts, strict=True)
+            }
         if coder is None or not coded:
             return places, objects
         entries = [batch.entries[number] for number in coded]

@@ -161,8 +161,10 @@ def encode(manifest: Manifest) -> bytes:
         writer=manifest.writer,
         counts=(len(manifest.objects), len(manifest.tensors), len(manifest.items), len(paths)),
         objects=pages.rows(manifest.objects, lambda e: len(e.sums) + len(e.digests) + 150),
-        tensors=pages.columns(tensors, lambda row: 32 + sum(32 + _size_of(chunk[4:]) for chunk in row[2])),
-        items=pages.columns(items, lambda row: 16 + len(row[0] or b"") + _size_of(row[4]) + _size_of(row[5:])),
+        tensors=pages.columns(tensors, _bytes_of_row),
+        items=pages.columns(
+            items, lambda row: 16 + len(row[0] or b"") + _size_of(row[4]) + _size_of(row[5] if row[5:] else None)
+        ),
         paths=pages.columns(paths, lambda path: sum(len(str(step)) + 2 for step in path)),
         has_paths=manifest.paths is not None,
         planner_data=manifest.planner_data,
@@ -181,6 +183,13 @@ def _tensor_row(entry: TensorEntry) -> tuple[Any, ...]:
         for c in entry.chunks
     ]
     return entry.dtype, entry.shape, chunks, entry.requires_grad
+
+
+def _bytes_of_row(row: tuple[Any, ...]) -> int:
+    """About what a tensor takes."""
+    chunks = row[2]
+    coded = sum(_size_of(chunk[4]) for chunk in chunks if len(chunk) > 4)
+    return 32 + 32 * len(chunks) + coded
 
 
 def _item_row(entry: ItemEntry) -> tuple[Any, ...]:
@@ -357,8 +366,7 @@ def _paged(data: memoryview, expected: ManifestRef) -> Manifest:
 
 
 def _size_of(value: Any) -> int:
-    """Bytes that a value takes; none for one that is not there."""
-    return 0 if value is None or value == () else len(msgspec.msgpack.encode(value))
+    return 0 if value is None else len(msgspec.msgpack.encode(value))
 
 
 def _check_object(entry: ObjectEntry, url: str) -> None:

@@ -352,6 +352,14 @@ class TestEverythingElse:
         ckpt_cloud.load(got, checkpoint_id=target)
         assert same(got, state)
 
+    def test_converted_to_a_compressed_one(self, tmp_path):
+        state = {"w": torch.zeros(90_000), "v": torch.arange(5000)}
+        ckpt_cloud.save(state, checkpoint_id=tmp_path / "run")
+        transfer = TransferOptions(compression="zstd")
+        done = ckpt_cloud.convert(tmp_path / "run", tmp_path / "smaller", to="ckpt-cloud", transfer=transfer)
+        assert done.bytes_written < done.bytes_read / 5
+        assert same(load(state, tmp_path / "smaller")[0], state)
+
     def test_a_pickled_writer(self, here, how):
         writer = pickle.loads(pickle.dumps(ObjectStoreWriter(here, transfer=SMALL, **how)))
         state = make_state()
