@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ckpt_cloud.errors import ChecksumMismatch, CkptCloudError, CorruptManifest, MissingObject
 from tests import forge
 from tests.fuzz.mutate import mutated, scrambled
-from tests.fuzz.targets import TARGETS, _state, commit, is_finding, load, saved, untouched
+from tests.fuzz.targets import TARGETS, _state, coded_seed, commit, is_finding, load, saved, untouched
 from tests.fuzz.targets import seed as valid
 
 MEMORY_MAX = 64 << 20
@@ -40,6 +40,15 @@ def test_the_seed_is_whole():
     root, contents = forge.taken_apart(untouched())
     assert forge.closed(*forge.with_pages(root, contents)) == untouched()
     assert min(len(contents[kind]) for kind in ("tensors", "items", "paths")) > 1
+
+
+@pytest.mark.parametrize("kind", ["frames", "stream"])
+def test_the_coded_seeds_are_whole(kind):
+    found = coded_seed(kind)
+    for manifest in (found.manifest, forge.in_one_piece(found.fields)):
+        commit(manifest, found)
+        assert saved(load(found.url)) == saved(_state())
+    assert len(found.packs) > 2
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
