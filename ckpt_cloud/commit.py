@@ -68,7 +68,7 @@ async def _read_register(store: ObjectStore, key: str) -> Seen:
     except Damaged as error:
         raise CorruptCommit(f"COMMIT is not one of ours: {error.message}", f"{store.url}/{key}") from None
     except TimeoutError:
-        hint = "check the endpoint and the network, then try again"
+        hint = "check the endpoint, the network and proxies on the way, then try again"
         message = f"COMMIT could not be read within {_REGISTER_TIMEOUT_S:.0f} s"
         raise StoreUnavailable(message, f"{store.url}/{key}", hint) from None
     return Seen(registers.decode(data, f"{store.url}/{key}"), info.version)
@@ -238,7 +238,10 @@ async def publish(
     key = manifest_key(body.attempt)
     await store.put(key, data)
     fence = seen.register.fence if seen.register else NO_ID
-    register = Register("committed", body.attempt, fence, manifests.reference(key, data), metrics=metrics or UNSET)
+    flags = (registers.CODED_CHUNKS,) if manifests.is_coded(body) else ()
+    register = Register(
+        "committed", body.attempt, fence, manifests.reference(key, data), flags, metrics=metrics or UNSET
+    )
     if sign is not None:
         # A call to a key service may take its time.
         register = await in_thread(sign, register)

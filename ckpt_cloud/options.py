@@ -82,7 +82,7 @@ class StoreOptions:
     session_token: str | None = field(default=None, repr=False)
     virtual_hosted_style: bool | None = None
     """S3: `https://bucket.host/key` rather than `https://host/bucket/key`; by default what the AWS config says, else
-    only without an endpoint."""
+    only without an endpoint, and not for a bucket with a dot in its name."""
     requester_pays: bool = False
     """S3: the requests are paid by who makes them (`x-amz-request-payer`); Google: by `project`."""
     store_checksums: bool | None = None
@@ -98,7 +98,7 @@ class StoreOptions:
     """S3: a key of 32 bytes in Base64 with which the store encrypts and then forgets (SSE-C); reading needs it too."""
 
     project: str | None = None
-    """Google: the project that is billed for requests; by default `GOOGLE_CLOUD_PROJECT`."""
+    """Google: the project that pays with `requester_pays`; by default `GOOGLE_CLOUD_PROJECT`."""
     credentials_file: str | None = None
     """Google: path of a JSON file of credentials; by default `GOOGLE_APPLICATION_CREDENTIALS`."""
     access_token: str | None = field(default=None, repr=False)
@@ -134,6 +134,10 @@ class StoreOptions:
         _require(self.engine in (None, "native", "fsspec"), f"engine is {self.engine!r}; it is 'native' or 'fsspec'")
         self._check_filesystem()
         self._check_encryption()
+        _require(isinstance(self.retry, RetryOptions), f"retry must be RetryOptions, not {self.retry!r}")
+        for name in ("connect_timeout_s", "request_timeout_s"):
+            seconds = getattr(self, name)
+            _require(isinstance(seconds, int | float), f"{name} must be seconds, not {seconds!r}")
         _require(self.connect_timeout_s > 0 and self.request_timeout_s > 0, "timeouts must be positive seconds")
 
     def _check_filesystem(self) -> None:
@@ -191,7 +195,9 @@ def _rebuild_store_options(values: dict[str, Any]) -> StoreOptions:
 class TransferOptions:
     """How bytes move.
 
-    Memory beyond the state dict stays below `memory_budget` plus one part for each object in flight.
+    Memory beyond the state dict stays below `memory_budget` plus one part for each object in flight. Loading what was
+    compressed takes up to 4 MiB more for each worker thread, of which there are as many as cores and two, at most 8.
+    A chunk that went through stream transforms is held whole while it is undone: as stored, and as it was.
     """
 
     memory_budget: int = 512 * MIB
@@ -216,6 +222,12 @@ class TransferOptions:
     256, ... prefixes, for stores that limit the requests per prefix."""
     inline_limit: int = 64 * KIB
     """Non-tensor items up to this size ride in the manifest and cost no request."""
+    compression: Literal["zstd"] | None = None
+    """Of tensors, and of items that are not in the manifest, when saving; needs `ckpt-cloud[zstd]`."""
+    compression_level: int = 1
+    """Zstandard's, from -100 (fastest) to 22 (smallest)."""
+    frame_size: int = 512 * KIB
+    """Bytes that are compressed at a time, each such frame on its own: a partial read fetches whole frames."""
 
     def __post_init__(self) -> None:
         _require(self.part_size >= 5 * MIB, "part_size must be at least 5 MiB, the least that S3 takes")
@@ -229,6 +241,12 @@ class TransferOptions:
         _require(self.range_size >= self.block_size, "range_size must be at least block_size")
         _require(0 <= self.spread <= 4, "spread must be 0 to 4 hexadecimal digits")
         _require(self.max_requests >= 1, "max_requests must be at least 1")
+        _require(self.compression in (None, "zstd"), f"compression is {self.compression!r}; it is 'zstd' or None")
+        _require(-100 <= self.compression_level <= 22, "compression_level must be from -100 to 22")
+        size = self.frame_size
+        _require(
+            4 * KIB <= size <= 4 * MIB and size & (size - 1) == 0, "frame_size must be 4 KiB to 4 MiB, a power of 2"
+        )
         _require(self.gap_size >= 0 and self.inline_limit >= 0, "gap_size and inline_limit must not be negative")
 
 

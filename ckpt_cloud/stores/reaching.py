@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from ckpt_cloud.errors import FixRequest, StoreUnavailable
 
-HINT = "check the endpoint and the network, then try again"
+HINT = "check the endpoint, the network and proxies on the way, then try again"
 UNDECIDED = (408, 409, 425, 444, 460, 499)
 """Statuses below 500 that do not say that nothing was done: too late, in a race, or a proxy's (nginx's 444 and 499, an
 AWS load balancer's 460) that lost one side after the request had gone on."""
@@ -18,6 +18,7 @@ _REASONS = {
     "refused": re.compile(r"refused", re.IGNORECASE),
     "no such host": re.compile(r"dns error|gaierror|name resolution|name or service not known", re.IGNORECASE),
     "reset": re.compile(r"reset by peer|ConnectionReset|ServerDisconnected|Connection was closed", re.IGNORECASE),
+    "no TLS there": re.compile(r"WRONG_VERSION_NUMBER|InvalidContentType|RECORD_LAYER_FAILURE"),
     "timed out": re.compile(r"timed ?out|TimeoutError", re.IGNORECASE),
 }
 _ADDRESS = re.compile(

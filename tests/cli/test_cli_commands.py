@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 import typer.testing
+from torch.distributed.checkpoint._extension import ZStandard
 
 import ckpt_cloud
 from ckpt_cloud.cli.app import app
-from ckpt_cloud.cli.nearby import best
+from ckpt_cloud.cli.nearby import best, near_schemes
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
@@ -107,6 +108,12 @@ def test_mistakes_end_in_a_message_and_a_status(root, args, status, said):
     assert said.format(root=root) in done.stderr
     assert done.returncode == status
     assert "Traceback" not in done.stderr
+
+
+def test_what_is_not_wrong_is_not_corrected():
+    """The bucket is, and the scheme stays as it was."""
+    assert near_schemes("s3://<bucket>/run") == []
+    assert near_schemes("s3:/bucket/run") == ["s3://bucket/run"]
 
 
 def test_an_error_is_json_too(root):
@@ -284,3 +291,53 @@ def test_shell_completion(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env, timeout=60
     )
     assert set(done.stdout.split()) == {"diff", "doctor"}
+
+
+class TestCoded:
+    """Compressed checkpoints, and those that went through DCP's transforms."""
+
+    @pytest.fixture
+    def urls(self, tmp_path):
+        state = {"w": torch.zeros(300_000), "v": torch.arange(9000), "item": "0123456789" * 8000}
+        changed = {**state, "v": state["v"].clone().fill_(7)}
+        transfer = ckpt_cloud.TransferOptions(frame_size=4096)
+        zstd = {"compression": "zstd", "transfer": transfer}
+        kinds = {
+            "plain": (state, {}),
+            "zstd": (state, zstd),
+            "changed": (changed, zstd),
+            "stream": (state, {"extensions": [ZStandard()]}),
+        }
+        for name, (kept, options) in kinds.items():
+            ckpt_cloud.save(kept, storage_writer=ckpt_cloud.ObjectStoreWriter(tmp_path / name, **options))
+        return {name: tmp_path / name for name in kinds}
+
+    def test_show(self, urls):
+        shown = invoke("show", urls["zstd"], "--objects").stdout
+        assert re.search(r"w .*1.2 MB.*zstd: \d", shown)
+        told = json.loads(invoke("show", urls["zstd"], "--json").stdout)["tensors"]["w"]
+        assert told["codecs"] == ["zstd"]
+        assert told["coded_bytes"] < 10_000 < told["bytes"]
+        told = json.loads(invoke("show", urls["stream"], "--json").stdout)["tensors"]["w"]
+        assert told["codecs"] == ["stream.zstd/1"]
+        assert "codecs" not in json.loads(invoke("show", urls["plain"], "--json").stdout)["tensors"]["w"]
+
+    def test_show_as_a_page(self, urls, tmp_path):
+        for name in ("zstd", "stream"):
+            assert invoke("show", urls[name], "--html", tmp_path / "page.html").exit_code == 0
+
+    def test_diff_compares_what_was_saved(self, urls):
+        assert invoke("diff", urls["plain"], urls["zstd"], "--values").exit_code == 0
+        changed = invoke("diff", urls["zstd"], urls["changed"], "--values")
+        assert changed.exit_code == 1
+        assert "~ v: values" in changed.stdout
+        assert "~ w" not in changed.stdout
+        assert (
+            "? w: sharded differently or transformed" in invoke("diff", urls["zstd"], urls["stream"], "--values").stdout
+        )
+
+    def test_verify_and_copy(self, urls, tmp_path):
+        for name in ("zstd", "stream"):
+            assert invoke("verify", urls[name], "--deep").exit_code == 0
+            assert invoke("cp", urls[name], tmp_path / f"copy of {name}").exit_code == 0
+            assert invoke("verify", tmp_path / f"copy of {name}", "--deep").exit_code == 0
