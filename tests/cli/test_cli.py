@@ -140,4 +140,7 @@ def test_rm_asks(tmp_path):
 def test_resolve_prints_what_is_there(tmp_path):
     ckpt_cloud.save({"w": torch.ones(4)}, checkpoint_id=tmp_path / "it")
     assert command("resolve", tmp_path / "it").stdout.startswith("committed ")
-    assert json.loads(command("resolve", tmp_path / "none", "--json").stdout)["state"] == "aborted"
+    ckpt_cloud.delete(tmp_path / "it")
+    assert json.loads(command("resolve", tmp_path / "it", "--json").stdout)["state"] == "deleted"
+    assert command("resolve", tmp_path / "none").returncode == 1
+    assert not (tmp_path / "none").exists()
