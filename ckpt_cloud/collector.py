@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from ckpt_cloud import bridge, protocol
 from ckpt_cloud.catalog import CheckpointInfo, describe
-from ckpt_cloud.commit import check_conditions, move_register, read_register
+from ckpt_cloud.commit import check_conditions, move_register, nothing_here, read_register
 from ckpt_cloud.errors import (
     CheckpointIncomplete,
     CheckpointNotFound,
@@ -32,9 +32,9 @@ from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.layout import (
     DATA_PREFIX,
     PROBE,
-    RANK_PREFIX,
     first_id,
     id_unix_ms,
+    is_rank_path,
     join,
     manifest_key,
     names_a_key,
@@ -136,6 +136,7 @@ def resolve(
         allow_unsafe_commit: as for the save.
 
     Raises:
+        CheckpointNotFound: no save has stored anything there; of ranks that do not coordinate, each has its own URL.
         StoreUnavailable: still no clear answer; call it again.
     """
     location = parse_url(url)
@@ -305,13 +306,17 @@ def _fence(place: _Place, before_s: float) -> str:
 
 
 async def _resolve(store: ObjectStore, location: Location, options: CommitOptions) -> CheckpointInfo:
-    fence = _above(await _data(store, ""), now_ms=int(time.time() * 1000) + 1)
+    data = await _data(store, "")
+    if not data and (await read_register(store)).register is None:
+        # A save stores its manifest before it sends COMMIT, so none was ever sent here.
+        raise await nothing_here(store)
+    fence = _above(data, now_ms=int(time.time() * 1000) + 1)
     await move_register(store, lambda now: protocol.fenced_off(now, fence), options)
     return await describe(store, location)
 
 
 async def _delete(store: ObjectStore, options: CommitOptions) -> None:
-    ranks = [name for name in await store.list_children() if name.startswith(RANK_PREFIX)]
+    ranks = filter(is_rank_path, await store.list_children())
     found = await _at_once(_AT_ONCE, (_delete_place(store, path, options) for path in ("", *ranks)))
     if "checkpoint" in found:
         return

@@ -32,7 +32,7 @@ from ckpt_cloud.errors import (
 )
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format import register as registers
-from ckpt_cloud.format.layout import COMMIT_KEY, DATA_PREFIX, NO_ID, RANK_PREFIX, join, manifest_key
+from ckpt_cloud.format.layout import COMMIT_KEY, DATA_PREFIX, NO_ID, is_rank_path, join, manifest_key
 from ckpt_cloud.format.manifest import Manifest
 from ckpt_cloud.format.register import ManifestRef, Register
 from ckpt_cloud.options import CommitOptions
@@ -147,8 +147,11 @@ async def committed(store: ObjectStore, accept: Callable[[Register, str], None] 
     """
     register = (await read_register(store)).register
     if register is None:
-        raise await _nothing_here(store)
+        raise await nothing_here(store)
     if register.manifest is None:
+        if any(map(is_rank_path, await store.list_children())):
+            # A save for all ranks was given up or deleted here; it says nothing of those of single ranks.
+            raise _per_rank(store)
         raise CheckpointDeleted(f"the checkpoint is {register.state}", store.url, "load another one")
     if accept is not None:
         accept(register, store.url)
@@ -267,7 +270,14 @@ class _Publication:
                 answer = await self._send(step)
             except CkptCloudError as error:
                 # A clear no to this put says nothing of an earlier one that may land yet.
-                raise _because(unknown, error) if in_doubt else error from None
+                if in_doubt:
+                    raise _because(unknown, error) from None
+                if await self._is_ours():
+                    return
+                raise
+            except Exception as error:
+                # What is unforeseen may have gone wrong after the store had said yes.
+                raise _because(unknown, error) from error
             in_doubt = in_doubt or answer is Answer.UNCLEAR
             step = await self._learn(step, answer, give_up, unknown)
             if isinstance(step, Put):
@@ -290,6 +300,14 @@ class _Publication:
         register = structs.replace(self.intent.register, fence=put.fence)
         return await _answer(self.store, COMMIT_KEY, register, condition)
 
+    async def _is_ours(self) -> bool:
+        """Whether COMMIT is what was sent, whatever the answer: one that cannot be read is no better than a no."""
+        try:
+            now = (await read_register(self.store)).register
+        except CkptCloudError:
+            return False
+        return protocol.base_of(now) == self.intent.register.attempt
+
     async def _read_back(self, give_up: float, unknown: CkptCloudError) -> Seen:
         """Reads the register for as long as there is time; without an answer nothing is known.
 
@@ -305,9 +323,11 @@ class _Publication:
             return await retrying(read_register, self.store)
         except CkptCloudError as error:
             raise _because(unknown, error) from None
+        except Exception as error:
+            raise _because(unknown, error) from error
 
 
-def _because(unknown: CkptCloudError, error: CkptCloudError) -> CkptCloudError:
+def _because(unknown: CkptCloudError, error: Exception) -> CkptCloudError:
     unknown.add_note(f"the last answer was {type(error).__name__}: {error}")
     return unknown
 
@@ -320,13 +340,17 @@ def _pauses(options: CommitOptions) -> Iterator[float]:
         longest = min(options.max_pause_s, longest * 2)
 
 
-async def _nothing_here(store: ObjectStore) -> CkptCloudError:
+def _per_rank(store: ObjectStore) -> CkptCloudError:
+    return CheckpointPerRank("each rank has a checkpoint of its own here", store.url, "load with as many ranks")
+
+
+async def nothing_here(store: ObjectStore) -> CkptCloudError:
     """Tells a save without a commit, and ranks' own checkpoints, from an empty place."""
     children = await store.list_children()
+    if any(map(is_rank_path, children)):
+        return _per_rank(store)
     if DATA_PREFIX.rstrip("/") in children:
         message = "there is data but no COMMIT: a save that died, or one that is still running"
         return CheckpointIncomplete(message, store.url, "load an earlier checkpoint, or wait for the save to end")
-    if any(name.startswith(RANK_PREFIX) for name in children):
-        return CheckpointPerRank("each rank has a checkpoint of its own here", store.url, "load with as many ranks")
     hint = "check the URL; ckpt_cloud.latest(root) finds the newest committed checkpoint under a root"
     return CheckpointNotFound("no checkpoint is here", store.url, hint)

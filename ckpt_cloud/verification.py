@@ -11,7 +11,7 @@ from ckpt_cloud import bridge, commit
 from ckpt_cloud.errors import CheckpointPerRank, NotFound, RangeNotSatisfiable
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.checksum import bad_blocks
-from ckpt_cloud.format.layout import DATA_PREFIX, RANK_PREFIX
+from ckpt_cloud.format.layout import DATA_PREFIX, is_rank_path
 from ckpt_cloud.format.manifest import Manifest, ObjectEntry
 from ckpt_cloud.format.structure import faults
 from ckpt_cloud.options import StoreOptions, TransferOptions
@@ -144,7 +144,7 @@ async def _verify(location: Location, how: _How, *, whole: bool) -> Verification
 async def _verify_ranks(control: ObjectStore, location: Location, how: _How) -> Verification:
     found = Verification(location.url, "", how.deep)
     for name in await control.list_children():
-        if name.startswith(RANK_PREFIX):
+        if is_rank_path(name):
             found.add(await _verify(location.child(name), how, whole=False))
     return found
 

@@ -92,7 +92,7 @@ class ObjectStoreWriter(StorageWriter):
         allow_unsafe_commit: save even where the store ignores conditional writes.
         sign: an Ed25519 private key (object, path of a PEM file, PEM as bytes), or a function from what is to be signed
             to the signature. `COMMIT` is signed, and through it every byte. Needs `ckpt-cloud[crypto]`.
-        on_event: is called with every event, from any thread.
+        on_event: is called with every event, from any thread; one that raises is logged, and called no more.
         progress: show a bar on rank 0 with bytes, rate and time left; never where there is no terminal.
         metrics: numbers to keep in `COMMIT`, such as a loss; `list_checkpoints` shows them.
         user_metadata: tags, a git commit, a configuration: JSON values to keep in the manifest.
