@@ -12,6 +12,7 @@ from ckpt_cloud.cli.ending import confirm, interruptible
 from ckpt_cloud.cli.output import console, note, print_json, utc
 from ckpt_cloud.collector import delete
 from ckpt_cloud.errors import CheckpointIncomplete, CheckpointNotFound
+from ckpt_cloud.format.layout import RANK_PREFIX
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores import open_store, parse_url
 
@@ -47,7 +48,10 @@ async def _look(url: str) -> Doomed:
     location = parse_url(url)
     store = open_store(location, StoreOptions(), first_contact=True)
     info = await describe(store, location)
-    data = [each async for each in store.list("data")]
+    ranks = [name for name in await store.list_children() if name.startswith(RANK_PREFIX)]
+    data = [each for below in ("data", *(f"{rank}/data" for rank in ranks)) async for each in store.list(below)]
+    if info.state == "incomplete" and ranks:
+        return Doomed(location.url, f"of {len(ranks)} single rank(s)", 0, len(data), sum(each.size for each in data))
     if info.state == "incomplete" and not data:
         raise CheckpointNotFound("no checkpoint is here", location.url, "check the URL")
     if info.state == "incomplete":

@@ -74,7 +74,7 @@ def _leaves(contents: Contents) -> list[Leaf]:
     for name, tensor in manifest.tensors.items():
         said = f"{tensor.dtype}  {shape_text(tensor)}"
         where = len({chunk.object for chunk in tensor.chunks if chunk.object >= 0})
-        shards = f"  {len(tensor.chunks)} shards in {where} objects" if len(tensor.chunks) > 1 else ""
+        shards = f"  {len(tensor.chunks)} shards in {where} object(s)" if len(tensor.chunks) > 1 else ""
         leaves.append((name, tensor_bytes(tensor), said + shards))
     leaves += [(name, item_bytes(item), "item") for name, item in manifest.items.items()]
     return leaves
