@@ -79,12 +79,16 @@ def _root(
 
 
 @app.command(epilog="Example: ckpt-cloud ls s3://bucket/run")
-def ls(root: Root, json: Json = False) -> None:
+def ls(
+    root: Root,
+    all_: Annotated[bool, typer.Option("--all", help="Deleted and aborted ones too.")] = False,
+    json: Json = False,
+) -> None:
     """List the checkpoints under ROOT with their state and metrics, oldest first."""
     from ckpt_cloud.cli import ls as command
 
     with _suggesting(root):
-        command.run(root, as_json=json)
+        command.run(root, all_=all_, as_json=json)
 
 
 @app.command(epilog="Example: ckpt-cloud show s3://bucket/run/step-100 --depth 2")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from rich.filesize import decimal
-from rich.table import Table
+from rich.table import Column, Table
 
 from ckpt_cloud.cli.ending import confirm, interruptible
 from ckpt_cloud.cli.nearby import check_not_empty
@@ -42,7 +42,7 @@ def _print(found: Collected, *, as_json: bool, said: str) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table("object", "size", box=None)
+    table = Table(Column("object", overflow="fold"), "size", box=None)
     for garbage in found.objects[:_SHOWN]:
         table.add_row(garbage.key, decimal(garbage.size_bytes))
     if len(found.objects) > _SHOWN:

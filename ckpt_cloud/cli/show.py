@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rich.filesize import decimal
-from rich.table import Table
+from rich.table import Column, Table
 from rich.tree import Tree
 
 from ckpt_cloud.cli.contents import Contents, item_bytes, read, shape_text, tensor_bytes
@@ -109,7 +109,7 @@ def _row(name: str, size: int, said: str) -> Table:
 
 
 def _objects(contents: Contents) -> Table:
-    table = Table("object", "size", "tensors", box=None)
+    table = Table(Column("object", overflow="fold"), "size", "tensors", box=None)
     held: dict[int, int] = {}
     for number in _stored_in(contents):
         held[number] = held.get(number, 0) + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from ckpt_cloud.cli.ending import confirm, interruptible
 from ckpt_cloud.cli.nearby import check_not_empty
@@ -19,7 +19,7 @@ def run(root: str, *, older_than_hours: float, abort: bool, yes: bool, as_json: 
     if not found:
         check_not_empty(root, "nothing lies here, and no upload is unfinished")
     if not as_json and found:
-        table = Table("key", "begun (UTC)", "upload", box=None)
+        table = Table(Column("key", overflow="fold"), "begun (UTC)", "upload", box=None)
         for upload in found:
             table.add_row(upload.key, utc(upload.started_unix_s), upload.id)
         console.print(table)

@@ -374,3 +374,20 @@ def test_any_command_that_is_interrupted_says_so(root):
         assert (done.returncode, done.stderr) == (130, "interrupted: nothing was changed\n"), done.stderr
         if "--json" in call:
             assert json.loads(done.stdout)["error"]["kind"] == "interrupted"
+
+
+def test_ls_hides_what_is_gone(root):
+    ckpt_cloud.delete(root / "step-10")
+    done = command("ls", root)
+    assert (done.returncode, done.stderr) == (0, "1 deleted or aborted; --all shows them\n")
+    assert "step-10" not in done.stdout
+    assert "step-10" in command("ls", root, "--all").stdout
+    assert len(json.loads(command("ls", root, "--json").stdout)) == 2
+    ckpt_cloud.delete(root / "step-20")
+    assert command("ls", root).returncode == 1
+
+
+def test_ls_of_a_checkpoint_says_what_it_is(root):
+    done = command("ls", root / "step-10")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"is a checkpoint itself: ckpt-cloud show {root}/step-10" in done.stderr
