@@ -51,17 +51,22 @@ def save(
     process_group: dist.ProcessGroup | None = None,
     no_dist: bool = False,
     use_collectives: bool = True,
+    compression: Literal["zstd"] | None = None,
 ) -> Metadata:
     """`torch.distributed.checkpoint.save` to an object store.
 
-    Args are DCP's. `checkpoint_id` is the URL; without a `storage_writer` an `ObjectStoreWriter` with its defaults
-    is used.
+    Args are DCP's, and one more. `checkpoint_id` is the URL; without a `storage_writer` an `ObjectStoreWriter` with its
+    defaults is used.
+
+    Args:
+        compression: of that writer.
 
     Raises:
+        InvalidOption: `compression` beside a `storage_writer`, which would not see it.
         CkptCloudError: on every rank, of the lowest rank that failed. Unless it is `CommitStateUnknown`, nothing was
             published and what was uploaded has been deleted as far as possible.
     """
-    writer = storage_writer or ObjectStoreWriter()
+    writer = _writer(storage_writer, compression)
     began = time.perf_counter()
     try:
         saved: Metadata = dcp.save(
@@ -93,15 +98,17 @@ def async_save(
     no_dist: bool = False,
     use_collectives: bool = True,
     in_flight: Literal["wait", "refuse"] = "wait",
+    compression: Literal["zstd"] | None = None,
 ) -> Future[Metadata] | AsyncSaveResponse:
     """`torch.distributed.checkpoint.async_save` to an object store.
 
-    Args are DCP's, and one more. Give it a process group of its own, with a CPU backend: the background thread runs
+    Args are DCP's, and two more. Give it a process group of its own, with a CPU backend: the background thread runs
     collectives beside the training's.
 
     Args:
         in_flight: what becomes of a save while an earlier one of this process is still under way. There is one
             staged copy of the state at a time, so that it waits for the earlier to end, or is refused.
+        compression: as for `save`.
 
     Returns:
         A future of the metadata, or DCP's `AsyncSaveResponse` for stagers that stage in the background. Its
@@ -110,7 +117,7 @@ def async_save(
     Raises:
         SaveInFlight: an earlier save is not done, and this one may not wait. Decide alike on all ranks.
     """
-    writer = storage_writer or ObjectStoreWriter()
+    writer = _writer(storage_writer, compression)
     _turn(in_flight)
     response = dcp.async_save(
         state_dict,
@@ -127,6 +134,13 @@ def async_save(
         upload = _under_way(_settled(response.upload_completion, writer, no_dist=no_dist))
         return AsyncSaveResponse(response.staging_completion, upload)
     return _under_way(_settled(response, writer, no_dist=no_dist))
+
+
+def _writer(given: StorageWriter | None, compression: Literal["zstd"] | None) -> StorageWriter:
+    if given is not None and compression is not None:
+        hint = "pass it to the writer: ObjectStoreWriter(url, compression=...)"
+        raise InvalidOption("compression is for save's own writer, and another was given", hint=hint)
+    return given or ObjectStoreWriter(compression=compression)
 
 
 def _turn(in_flight: str) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import torch
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
@@ -49,42 +50,56 @@ class Batch:
         """Of all entries."""
         return sum(entry.nbytes for entry in self.entries)
 
-    def packs(self, attempt: str, options: TransferOptions, store: ObjectStore) -> list[PackPlan]:
-        """The objects to write."""
-        if not self.entries:
-            return []
-        sizes = Sizes(options.pack_size, options.part_size, store.max_parts, store.max_part_bytes)
-        return plan_packs(self.entries, attempt, sizes)
+    def source(self, planner: SavePlanner, numbers: Sequence[int]) -> TensorSource:
+        """The bytes of the entries `numbers`, counted anew."""
 
-    def source(self, planner: SavePlanner) -> TensorSource:
-        """The bytes of the entries."""
-        return TensorSource(
-            self.entries, lambda entry: self.values.get(entry) or planner.resolve_data(self.items[self.owners[entry]])
-        )
+        def resolve(entry: int) -> torch.Tensor | io.BytesIO:
+            number = numbers[entry]
+            value: torch.Tensor | io.BytesIO = self.values.get(number) or planner.resolve_data(
+                self.items[self.owners[number]]
+            )
+            return value
 
-    def results(self, packs: list[PackPlan], attempt: str, objects: list[ObjectEntry]) -> list[WriteResult]:
-        """One result for all items: DCP gathers them by pickle and looks at none, and one is quick to send."""
+        return TensorSource([self.entries[number] for number in numbers], resolve)
+
+    def results(self, places: Mapping[int, Stored], attempt: str, objects: list[ObjectEntry]) -> list[WriteResult]:
+        """One result for all items: DCP gathers them by pickle and looks at none, and one is quick to send.
+
+        Args:
+            places: by entry.
+        """
         if not self.items:
             return []
-        places = list(self.places)
-        for number, pack in enumerate(packs):
-            for entry, start in zip(pack.entries, pack.starts, strict=True):
-                places[self.owners[entry]] = Stored(None, number, start, self.entries[entry].nbytes)
+        found = list(self.places)
+        for entry, place in places.items():
+            found[self.owners[entry]] = place
         names = [item.index.fqn for item in self.items]
         offsets = [None if item.index.offset is None else tuple(item.index.offset) for item in self.items]
-        assert None not in places, "every entry is in a pack"
-        uploaded = Uploaded(attempt, objects, names, offsets, places)  # type: ignore[arg-type]
+        assert None not in found, "every entry is stored"
+        uploaded = Uploaded(attempt, objects, names, offsets, found)  # type: ignore[arg-type]
         return [WriteResult(MetadataIndex(""), self.total_bytes, uploaded.encode())]
 
 
-def sorted_out(items: Iterable[WriteItem], planner: SavePlanner, options: TransferOptions) -> Batch:
-    """Sorts the items of a plan; non-tensor items are resolved."""
+def packed(entries: Sequence[PackEntry], attempt: str, options: TransferOptions, store: ObjectStore) -> list[PackPlan]:
+    """The objects to write for entries that are stored as they are."""
+    if not entries:
+        return []
+    sizes = Sizes(options.pack_size, options.part_size, store.max_parts, store.max_part_bytes)
+    return plan_packs(entries, attempt, sizes)
+
+
+def sorted_out(items: Iterable[WriteItem], planner: SavePlanner, inline_limit: int) -> Batch:
+    """Sorts the items of a plan; non-tensor items are resolved.
+
+    Args:
+        inline_limit: bytes of an item that is kept in the manifest; negative for none.
+    """
     batch = Batch(list(items))
-    as_they_are = _keeps_values(planner)
+    as_they_are = inline_limit >= 0 and _keeps_values(planner)
     for index, item in enumerate(batch.items):
         if item.type is WriteItemType.BYTE_IO:
-            place = _value(item, planner, options.inline_limit) if as_they_are else None
-            place = place or _serialized(batch, item, planner, options.inline_limit)
+            place = _value(item, planner, inline_limit) if as_they_are else None
+            place = place or _serialized(batch, item, planner, inline_limit)
         else:
             place = _tensor(batch, item)
         batch.places.append(place)

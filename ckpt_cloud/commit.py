@@ -235,7 +235,10 @@ async def publish(
     key = manifest_key(body.attempt)
     await store.put(key, data)
     fence = seen.register.fence if seen.register else NO_ID
-    register = Register("committed", body.attempt, fence, manifests.reference(key, data), metrics=metrics or UNSET)
+    flags = (registers.CODED_CHUNKS,) if manifests.is_coded(body) else ()
+    register = Register(
+        "committed", body.attempt, fence, manifests.reference(key, data), flags, metrics=metrics or UNSET
+    )
     if sign is not None:
         # A call to a key service may take its time.
         register = await in_thread(sign, register)

@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from ckpt_cloud.errors import CkptCloudError, CorruptManifest, IncompleteSave, StateMismatch
 from ckpt_cloud.format import plain
+from ckpt_cloud.format.codec import Coded
 from ckpt_cloud.format.manifest import Chunk, ItemEntry, Manifest, ObjectEntry, TensorEntry
 from ckpt_cloud.tensors import dtype_name, dtype_of
 
@@ -33,6 +34,7 @@ class Stored(msgspec.Struct, array_like=True, frozen=True, gc=False):
     Attributes:
         inline: the item as it was serialized.
         value: a list of the item itself, lowered by `format.plain`.
+        coded: where and how it was stored, if it is not as it is; `object` is then -1.
     """
 
     inline: bytes | None
@@ -40,6 +42,18 @@ class Stored(msgspec.Struct, array_like=True, frozen=True, gc=False):
     start: int
     nbytes: int
     value: list[Any] | None = None
+    coded: Coded | None = None
+
+    def counted_from(self, first: int) -> Stored:
+        """The same with numbers of objects that begin at `first`."""
+        if self.coded is not None:
+            return msgspec.structs.replace(self, coded=self.coded.moved(first))
+        return msgspec.structs.replace(self, object=self.object + first) if self.object >= 0 else self
+
+    @property
+    def last_object(self) -> int:
+        """The greatest number of an object that it lies in; -1 for none."""
+        return self.object if self.coded is None else max(self.coded.objects)
 
 
 NOWHERE = Stored(None, -1, 0, 0)
@@ -112,7 +126,9 @@ def build(
             tensors[fqn] = _tensor(fqn, entry, places)
         else:
             stored = _place((fqn, None), places)
-            items[fqn] = ItemEntry(stored.inline, stored.object, stored.start, stored.nbytes, stored.value)
+            items[fqn] = ItemEntry(
+                stored.inline, stored.object, stored.start, stored.nbytes, stored.value, stored.coded
+            )
     paths, other = _planner_data(metadata.planner_data)
     meta = metadata.storage_meta
     manifest = Manifest(
@@ -219,11 +235,9 @@ def _collect(rank: int, uploaded: Uploaded, first_object: int, places: dict[_Ind
     """Adds a rank's places, with object numbers counted over all ranks."""
     count = len(uploaded.objects)
     for name, offsets, stored in zip(uploaded.names, uploaded.offsets, uploaded.places, strict=True):
-        if stored.object >= count:
+        if stored.last_object >= count:
             raise IncompleteSave(f"rank {rank} reports {name!r} in an object that it did not write")
-        place = stored
-        if first_object and stored.object >= 0:
-            place = Stored(stored.inline, stored.object + first_object, stored.start, stored.nbytes, stored.value)
+        place = stored.counted_from(first_object) if first_object else stored
         other = places.setdefault((name, offsets), place)
         if other is place or _is_empty(place):
             continue
@@ -249,7 +263,7 @@ def _tensor(fqn: str, entry: TensorStorageMetadata, places: dict[_Index, Stored]
     for chunk in entry.chunks:
         offsets = tuple(chunk.offsets)
         stored = _place((fqn, offsets), places)
-        chunks.append(Chunk(offsets, tuple(chunk.sizes), stored.object, stored.start))
+        chunks.append(Chunk(offsets, tuple(chunk.sizes), stored.object, stored.start, stored.coded))
     properties = entry.properties
     return TensorEntry(dtype_name(properties.dtype), tuple(entry.size), chunks, properties.requires_grad)
 

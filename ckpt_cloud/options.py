@@ -195,7 +195,9 @@ def _rebuild_store_options(values: dict[str, Any]) -> StoreOptions:
 class TransferOptions:
     """How bytes move.
 
-    Memory beyond the state dict stays below `memory_budget` plus one part for each object in flight.
+    Memory beyond the state dict stays below `memory_budget` plus one part for each object in flight. Loading what was
+    compressed takes up to 4 MiB more for each worker thread, of which there are as many as cores and two, at most 8.
+    A chunk that went through stream transforms is held whole while it is undone: as stored, and as it was.
     """
 
     memory_budget: int = 512 * MIB
@@ -220,6 +222,12 @@ class TransferOptions:
     256, ... prefixes, for stores that limit the requests per prefix."""
     inline_limit: int = 64 * KIB
     """Non-tensor items up to this size ride in the manifest and cost no request."""
+    compression: Literal["zstd"] | None = None
+    """Of tensors, and of items that are not in the manifest, when saving; needs `ckpt-cloud[zstd]`."""
+    compression_level: int = 1
+    """Zstandard's, from -100 (fastest) to 22 (smallest)."""
+    frame_size: int = 512 * KIB
+    """Bytes that are compressed at a time, each such frame on its own: a partial read fetches whole frames."""
 
     def __post_init__(self) -> None:
         _require(self.part_size >= 5 * MIB, "part_size must be at least 5 MiB, the least that S3 takes")
@@ -233,6 +241,12 @@ class TransferOptions:
         _require(self.range_size >= self.block_size, "range_size must be at least block_size")
         _require(0 <= self.spread <= 4, "spread must be 0 to 4 hexadecimal digits")
         _require(self.max_requests >= 1, "max_requests must be at least 1")
+        _require(self.compression in (None, "zstd"), f"compression is {self.compression!r}; it is 'zstd' or None")
+        _require(-100 <= self.compression_level <= 22, "compression_level must be from -100 to 22")
+        size = self.frame_size
+        _require(
+            4 * KIB <= size <= 4 * MIB and size & (size - 1) == 0, "frame_size must be 4 KiB to 4 MiB, a power of 2"
+        )
         _require(self.gap_size >= 0 and self.inline_limit >= 0, "gap_size and inline_limit must not be negative")
 
 

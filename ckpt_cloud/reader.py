@@ -9,18 +9,15 @@ read_data               read items ─► wants ─► ranged reads ─► verif
 from __future__ import annotations
 
 import dataclasses
-import io
-import math
 import os
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from msgspec import structs
+from torch.distributed.checkpoint._extension import ExtensionRegistry
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
@@ -29,25 +26,25 @@ from ckpt_cloud.errors import (
     CheckpointChanged,
     CheckpointNotFound,
     CkptCloudError,
-    CorruptManifest,
     Damaged,
-    StateMismatch,
 )
 from ckpt_cloud.events import Listener, Recorder, Report, fan_out
 from ckpt_cloud.format import manifest as manifests
-from ckpt_cloud.format import plain, structure
-from ckpt_cloud.format.manifest import ItemEntry, Manifest, ObjectEntry
+from ckpt_cloud.format import structure
+from ckpt_cloud.format.manifest import Manifest
 from ckpt_cloud.format.register import ManifestRef, Register
-from ckpt_cloud.items import screened, serialized
-from ckpt_cloud.metadata import Unavailable, check_own_shards, find_chunk, rank_here, to_dcp
+from ckpt_cloud.metadata import Unavailable, check_own_shards, rank_here, to_dcp
 from ckpt_cloud.options import StoreOptions, TransferOptions
-from ckpt_cloud.planning.load import Fetch, Want, plan_fetches
+from ckpt_cloud.planning.load import Fetch, plan_fetches
 from ckpt_cloud.progress import bar
+from ckpt_cloud.reads import Reads
 from ckpt_cloud.session import Place, Settings, location_of, prepare, rank_location
 from ckpt_cloud.signing import Trust, TrustedKey
 from ckpt_cloud.stores import supports
-from ckpt_cloud.tensors import Destination, TensorSink, dtype_of
+from ckpt_cloud.tensors import TensorSink
+from ckpt_cloud.transfer.decode import Decoding
 from ckpt_cloud.transfer.download import download
+from ckpt_cloud.transforms import Undo
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +75,7 @@ class ObjectStoreReader(StorageReader):
         url: of the checkpoint. May be left out and given to DCP as `checkpoint_id`.
         store, transfer: as for `ObjectStoreWriter`.
         memory_budget: bytes of fetched ranges in this process, 512 MiB by default.
+        extensions: DCP's registry of stream transforms, where others than its own were used in the save.
         cast: convert elements when a tensor of the state has another dtype than the stored one; an error otherwise.
         trust: open non-tensor items that could run code. Only for checkpoints whose writer you trust.
         trusted_keys: Ed25519 public keys (objects, paths of PEM files, PEM as bytes) of those whose checkpoints may be
@@ -97,6 +95,7 @@ class ObjectStoreReader(StorageReader):
         store: StoreOptions | None = None,
         transfer: TransferOptions | None = None,
         memory_budget: int | None = None,
+        extensions: ExtensionRegistry | None = None,
         cast: bool = False,
         trust: bool = False,
         trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
@@ -107,6 +106,7 @@ class ObjectStoreReader(StorageReader):
     ) -> None:
         super().__init__()
         self._settings = Settings.of(store, transfer, None, memory_budget, store_options)
+        self._undo = Undo(extensions)
         self._cast = cast
         self._trust = trust
         self._signers = Trust.of(trusted_keys, require_signature)
@@ -235,6 +235,7 @@ class ObjectStoreReader(StorageReader):
 
         Raises:
             StateMismatch: a dtype differs (and `cast` is off); nothing was changed.
+            Unsupported: something went through a transform that is not known here; nothing was changed.
             UntrustedItem: an item that could run code (and `trust` is off).
             ChecksumMismatch, MissingObject, CorruptManifest: what is stored is not what was saved.
             CheckpointChanged, CheckpointDeleted: replaced or deleted meanwhile, and its data collected.
@@ -243,8 +244,9 @@ class ObjectStoreReader(StorageReader):
         with load.recorder.phase("read"):
             gpu.settle()
             with garbage.paused():
-                reads = _Reads.of(plan.items, planner, load.manifest)
+                reads = Reads.of(plan.items, planner, load.manifest)
                 reads.check_dtypes(load.place.location.url, cast=self._cast)
+                reads.check_codecs(self._undo, load.place.location.url)
                 fetches = plan_fetches(
                     reads.wants,
                     load.manifest.objects,
@@ -260,11 +262,11 @@ class ObjectStoreReader(StorageReader):
         done.set_result(None)
         return done
 
-    async def _download(self, load: _Load, reads: _Reads, fetches: list[Fetch]) -> None:
+    async def _download(self, load: _Load, reads: Reads, fetches: list[Fetch]) -> None:
         try:
             await download(
                 load.place.data,
-                TensorSink(reads.destinations),
+                Decoding(TensorSink(reads.destinations), self._undo, load.place.location.url),
                 fetches,
                 load.manifest.objects,
                 options=self._settings.transfer,
@@ -319,77 +321,3 @@ class ObjectStoreReader(StorageReader):
 def _without_digests(manifest: Manifest) -> Manifest:
     """To one who trusts no signature they say no more than checksums, and take longer."""
     return structs.replace(manifest, objects=[structs.replace(entry, digests=b"") for entry in manifest.objects])
-
-
-@dataclass(frozen=True, slots=True)
-class _Reads:
-    """A rank's read items as wants and destinations; items' bytes are gathered until the planner takes them."""
-
-    wants: list[Want] = field(default_factory=list)
-    destinations: list[Destination] = field(default_factory=list)
-    tensors: list[tuple[ReadItem, torch.Tensor]] = field(default_factory=list)
-    items: list[tuple[ReadItem, bytes | np.ndarray]] = field(default_factory=list)
-    values: list[tuple[ReadItem, bytes]] = field(default_factory=list)
-    """Items that the manifest holds as plain values, and which therefore need no screening."""
-
-    @classmethod
-    def of(cls, items: list[ReadItem], planner: LoadPlanner, manifest: Manifest) -> _Reads:
-        reads = cls()
-        for item in items:
-            if item.type is LoadItemType.BYTE_IO:
-                reads._add_item(item, manifest.items[item.storage_index.fqn], manifest.objects)
-            else:
-                reads._add_tensor(item, planner.resolve_tensor(item), manifest)
-        return reads
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(math.prod(want.sizes) * want.itemsize for want in self.wants)
-
-    def check_dtypes(self, url: str, *, cast: bool) -> None:
-        """Before anything is changed."""
-        differ = [
-            f"{d.name}: stored {d.dtype}, state {d.target.dtype}"
-            for d in self.destinations
-            if isinstance(d.target, torch.Tensor) and d.target.dtype != d.dtype
-        ]
-        if differ and not cast:
-            more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
-            hint = "give the state the stored dtypes, or convert while loading with ObjectStoreReader(url, cast=True)"
-            raise StateMismatch(f"dtypes differ: {'; '.join(differ[:5])}{more}", url, hint)
-
-    def hand_over(self, planner: LoadPlanner, *, trust: bool) -> None:
-        """Gives everything to the planner, after all items were screened."""
-        values = [(item, value if isinstance(value, bytes) else value.tobytes()) for item, value in self.items]
-        if not trust:
-            values = [(item, screened(item.storage_index.fqn, value)) for item, value in values]
-        for item, tensor in self.tensors:
-            planner.commit_tensor(item, tensor)
-        for item, value in (*self.values, *values):
-            planner.load_bytes(item, io.BytesIO(value))
-
-    def _add_item(self, item: ReadItem, entry: ItemEntry, objects: list[ObjectEntry]) -> None:
-        if entry.value:
-            self.values.append((item, serialized(plain.raise_up(entry.value[0]))))
-            return
-        if entry.inline is not None:
-            self.items.append((item, entry.inline))
-            return
-        if not 0 <= entry.object < len(objects) or not 0 <= entry.nbytes <= objects[entry.object].size:
-            raise CorruptManifest(f"item {item.storage_index.fqn!r} lies outside its object")
-        target = np.empty(entry.nbytes, dtype=np.uint8)
-        self.items.append((item, target))
-        self.wants.append(Want(entry.object, entry.start, 1, (entry.nbytes,), (0,), (entry.nbytes,)))
-        self.destinations.append(Destination(item.storage_index.fqn, target, torch.uint8))
-
-    def _add_tensor(self, item: ReadItem, target: torch.Tensor, manifest: Manifest) -> None:
-        entry = manifest.tensors[item.storage_index.fqn]
-        chunk = find_chunk(entry, item.storage_index)
-        dtype = dtype_of(entry.dtype)
-        target = target.detach()
-        self.tensors.append((item, target))
-        offsets, sizes = tuple(item.storage_offsets), tuple(item.lengths)
-        if tuple(target.shape) != sizes:
-            raise StateMismatch(f"{item.dest_index.fqn!r} has shape {tuple(target.shape)}, the read has {sizes}")
-        self.wants.append(Want(chunk.object, chunk.start, dtype.itemsize, chunk.sizes, offsets, sizes))
-        self.destinations.append(Destination(item.dest_index.fqn, target, dtype))

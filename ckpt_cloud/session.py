@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from ckpt_cloud.errors import InvalidURL
+from ckpt_cloud.format import codec
 from ckpt_cloud.format.layout import rank_path
 from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
 from ckpt_cloud.stores import Location, ObjectStore, import_engine, open_both, parse_url
@@ -28,12 +29,25 @@ class Settings:
         commit: CommitOptions | None,
         memory_budget: int | None,
         store_options: dict[str, Any],
+        *,
+        compression: Literal["zstd"] | None = None,
     ) -> Settings:
         """Defaults for what is None; single values win over whole option objects."""
         moves = transfer or TransferOptions()
         if memory_budget is not None:
             moves = replace(moves, memory_budget=memory_budget)
+        if compression is not None:
+            moves = replace(moves, compression=compression)
         return cls(StoreOptions.merged(store, store_options), moves, commit or CommitOptions())
+
+    def check_codec(self) -> None:
+        """For whoever is going to write.
+
+        Raises:
+            InvalidOption: the library that the compression needs is missing.
+        """
+        if self.transfer.compression is not None:
+            codec.require(self.transfer.compression)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from ckpt_cloud import gpu
 from ckpt_cloud.errors import PlanMismatch, UnsupportedTensor
 from ckpt_cloud.format.dtypes import SIZES
 from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
-from ckpt_cloud.planning.load import Placement
+from ckpt_cloud.planning.coded import Part, Placement
 from ckpt_cloud.planning.save import Segment
 from ckpt_cloud.planning.slices import Ints, flat_boxes
 from ckpt_cloud.transfer.staging import Allocate, plain_memory
@@ -162,6 +162,24 @@ class TensorSource:
         return tensor
 
 
+class ItemBytes:
+    """Memory for an item, made when its first bytes are there rather than for what somebody claims."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self._lock = threading.Lock()
+        # Set once.
+        self._array: np.ndarray | None = None
+
+    @property
+    def array(self) -> np.ndarray:
+        """Of bytes."""
+        with self._lock:
+            if self._array is None:
+                self._array = np.empty(self.nbytes, dtype=np.uint8)
+            return self._array
+
+
 @dataclass(frozen=True, slots=True)
 class Destination:
     """Where a want goes: a tensor, or a numpy byte array for an item.
@@ -173,8 +191,13 @@ class Destination:
     """
 
     name: str
-    target: torch.Tensor | np.ndarray
+    target: torch.Tensor | np.ndarray | ItemBytes
     dtype: torch.dtype
+
+    @property
+    def memory(self) -> torch.Tensor | np.ndarray:
+        """The target itself."""
+        return self.target.array if isinstance(self.target, ItemBytes) else self.target
 
 
 class TensorSink:
@@ -183,7 +206,7 @@ class TensorSink:
     def __init__(self, destinations: Sequence[Destination]) -> None:
         self._destinations = destinations
 
-    def describe(self, placement: Placement) -> str:
+    def describe(self, placement: Placement | Part) -> str:
         """Name of what the placement is part of."""
         return self._destinations[placement.want].name
 
@@ -196,6 +219,8 @@ class TensorSink:
         """The bytes of the placement's box in its destination, if they lie there as they are stored."""
         destination = self._destinations[placement.want]
         target = destination.target
+        if isinstance(target, ItemBytes):
+            return None
         if isinstance(target, np.ndarray):
             whole = target[placement.offsets[0] : placement.offsets[0] + placement.sizes[0]].data
         elif target.dtype != destination.dtype:
@@ -213,7 +238,7 @@ class TensorSink:
         base = np.frombuffer(data, dtype=np.uint8).ctypes.data
         for placement in placements:
             destination = self._destinations[placement.want]
-            target = destination.target
+            target = destination.memory
             size = placement.end - placement.source
             if not isinstance(target, np.ndarray) and _takes_whole(target, destination.dtype, placement, size):
                 # Most are small and whole, so that only the number of calls counts.
@@ -230,7 +255,7 @@ def _takes_whole(target: torch.Tensor, dtype: torch.dtype, placement: Placement,
 
 def _place_box(destination: Destination, placement: Placement, data: memoryview) -> None:
     source = _strided(data, placement, destination.dtype)
-    target = destination.target
+    target = destination.memory
     if isinstance(target, np.ndarray):
         np.copyto(_array_box(target, placement), source)
         return

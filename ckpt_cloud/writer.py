@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch.distributed.checkpoint._extension import StreamTransformExtension
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
@@ -25,11 +26,13 @@ from torch.futures import Future
 from ckpt_cloud import bridge, commit, garbage, gpu, protocol
 from ckpt_cloud import metadata as metadata_room
 from ckpt_cloud.annotations import Annotations
-from ckpt_cloud.batch import sorted_out
+from ckpt_cloud.batch import Batch, packed, sorted_out
 from ckpt_cloud.errors import AttemptAborted, CkptCloudError, InvalidOption, UnsupportedTensor
 from ckpt_cloud.events import Listener, Recorder, Report, fan_out
+from ckpt_cloud.format.codec import Zstd
 from ckpt_cloud.format.layout import manifest_key, mint_id, pack_key
-from ckpt_cloud.metadata import rank_here, world_size
+from ckpt_cloud.format.manifest import ObjectEntry
+from ckpt_cloud.metadata import Stored, rank_here, world_size
 from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
 from ckpt_cloud.progress import bar
 from ckpt_cloud.protocol import Seen
@@ -37,8 +40,13 @@ from ckpt_cloud.session import Place, Settings, location_of, prepare, rank_locat
 from ckpt_cloud.signing import Signer, SignWith
 from ckpt_cloud.stores import supports
 from ckpt_cloud.tensors import check_storable
+from ckpt_cloud.transfer.encode import upload_coded
 from ckpt_cloud.transfer.upload import upload_packs
+from ckpt_cloud.transforms import Transforms
 from ckpt_cloud.version import WRITER
+
+_LEAST_COMPRESSED = 4 << 10
+"""Bytes of what is worth a frame of its own; smaller chunks stay plain."""
 
 
 @dataclass(slots=True)
@@ -55,6 +63,11 @@ class _Save:
     keys: list[str] = field(default_factory=list)
     """What this rank has begun to write."""
 
+    def new_key(self, number: int, options: TransferOptions) -> str:
+        """Key of the rank's object of that number, which is about to be written."""
+        self.keys.append(pack_key(self.id, number, spread=options.spread))
+        return self.keys[-1]
+
 
 class ObjectStoreWriter(StorageWriter):
     """Saves DCP checkpoints to `s3://`, `file://` (or a bare path) and `memory://`.
@@ -70,6 +83,12 @@ class ObjectStoreWriter(StorageWriter):
         transfer: part, pack and range sizes, requests in flight.
         commit: limits of the commit.
         memory_budget: bytes of staged parts in this process, 512 MiB by default.
+        compression: `"zstd"` compresses tensors, and items that do not fit the manifest, in frames, so that a part of
+            a tensor is still read by the frames that it needs. Needs `ckpt-cloud[zstd]`; `transfer` has its level and
+            frame size.
+        extensions: DCP's stream transforms, such as its `ZStandard()`, as `FileSystemWriter` takes them. Every chunk
+            and every item goes through them as one stream, so that any part of it is read by reading all of it.
+            Excludes `compression`.
         allow_unsafe_commit: save even where the store ignores conditional writes.
         sign: an Ed25519 private key (object, path of a PEM file, PEM as bytes), or a function from what is to be signed
             to the signature. `COMMIT` is signed, and through it every byte. Needs `ckpt-cloud[crypto]`.
@@ -91,6 +110,8 @@ class ObjectStoreWriter(StorageWriter):
         transfer: TransferOptions | None = None,
         commit: CommitOptions | None = None,
         memory_budget: int | None = None,
+        compression: Literal["zstd"] | None = None,
+        extensions: Sequence[StreamTransformExtension] | None = None,
         allow_unsafe_commit: bool = False,
         sign: SignWith | None = None,
         on_event: Listener | None = None,
@@ -102,10 +123,15 @@ class ObjectStoreWriter(StorageWriter):
         super().__init__()
         if allow_unsafe_commit:
             commit = replace(commit or CommitOptions(), allow_unsafe_commit=True)
-        self._settings = Settings.of(store, transfer, commit, memory_budget, store_options)
+        self._settings = Settings.of(store, transfer, commit, memory_budget, store_options, compression=compression)
+        self._settings.check_codec()
         self._signer = None if sign is None else Signer(sign)
         if self._signer:
             self._settings = replace(self._settings, transfer=replace(self._settings.transfer, block_digests=True))
+        self._extensions = Transforms(extensions) if extensions else None
+        if self._extensions and self._settings.transfer.compression:
+            hint = "compress by one of the extensions, such as ZStandard(), or leave them out"
+            raise InvalidOption("compression and extensions exclude each other", hint=hint)
         self._overwrite = overwrite
         self._on_event = fan_out(on_event, bar("save") if progress else None)
         self._stop: bridge.Stop | None = bridge.Stop()
@@ -216,27 +242,69 @@ class ObjectStoreWriter(StorageWriter):
         with save.recorder.phase("write"):
             gpu.settle()
             with garbage.paused():
-                batch = sorted_out(plan.items, planner, self._settings.transfer)
-                packs = batch.packs(save.id, self._settings.transfer, save.place.data)
-            spread = self._settings.transfer.spread
-            named = [(pack_key(save.id, number, spread=spread), pack) for number, pack in enumerate(packs)]
-            save.keys += [key for key, _ in named]
+                # A transform may encrypt: then the manifest must not show an item.
+                inline_limit = -1 if self._extensions else self._settings.transfer.inline_limit
+                batch = sorted_out(plan.items, planner, inline_limit)
             save.recorder.report.bytes_needed += batch.total_bytes
-            save.recorder.expect("write", "up", sum(pack.size for pack in packs))
-            nbytes = [entry.nbytes for entry in batch.entries]
-            upload = upload_packs(
-                save.place.data,
-                batch.source(planner),
-                named,
-                nbytes,
-                options=self._settings.transfer,
-                recorder=save.recorder,
-            )
-            objects = bridge.run(self._stop.over(upload) if self._stop else upload)
+            upload = self._upload(save, batch, planner)
+            places, objects = bridge.run(self._stop.over(upload) if self._stop else upload)
         done: Future[list[WriteResult]] = Future()
         with garbage.paused():
-            done.set_result(batch.results(packs, save.id, objects))
+            done.set_result(batch.results(places, save.id, objects))
         return done
+
+    async def _upload(
+        self, save: _Save, batch: Batch, planner: SavePlanner
+    ) -> tuple[dict[int, Stored], list[ObjectEntry]]:
+        """Stores the entries of a batch, those that are coded after all others; their places by entry."""
+        options, store = self._settings.transfer, save.place.data
+        coder = self._coder()
+        least = 1 if self._extensions else _LEAST_COMPRESSED
+        coded = [n for n, entry in enumerate(batch.entries) if coder is not None and entry.nbytes >= least]
+        plain = sorted(set(range(len(batch.entries))) - set(coded))
+        with garbage.paused():
+            entries = [batch.entries[number] for number in plain]
+            packs = packed(entries, save.id, options, store)
+        named = [(save.new_key(number, options), pack) for number, pack in enumerate(packs)]
+        total = sum(pack.size for pack in packs) + sum(batch.entries[number].nbytes for number in coded)
+        save.recorder.expect("write", "up", total)
+        objects = await upload_packs(
+            store,
+            batch.source(planner, plain),
+            named,
+            [entry.nbytes for entry in entries],
+            options=options,
+            recorder=save.recorder,
+        )
+        with garbage.paused():
+            places = {
+                plain[entry]: Stored(None, number, start, entries[entry].nbytes)
+                for number, pack in enumerate(packs)
+                for entry, start in zip(pack.entries, pack.starts, strict=True)
+            }
+        if coder is None or not coded:
+            return places, objects
+        entries = [batch.entries[number] for number in coded]
+        found, more = await upload_coded(
+            store,
+            batch.source(planner, coded),
+            entries,
+            coder,
+            attempt=save.id,
+            new_key=lambda number: save.new_key(len(packs) + number, options),
+            options=options,
+            recorder=save.recorder,
+        )
+        for number, entry, each in zip(coded, entries, found, strict=True):
+            places[number] = Stored(None, -1, 0, entry.nbytes, coded=each.moved(len(packs)))
+        return places, objects + more
+
+    def _coder(self) -> Transforms | Zstd | None:
+        """What entries are coded by."""
+        options = self._settings.transfer
+        if self._extensions:
+            return self._extensions
+        return Zstd(options.frame_size, options.compression_level) if options.compression else None
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Writes the manifest and commits.

@@ -11,11 +11,10 @@ from ckpt_cloud import bridge
 from ckpt_cloud.cli.contents import Contents, chunk_bytes, item_bytes, read, shape_text
 from ckpt_cloud.cli.ending import NOTHING
 from ckpt_cloud.cli.output import console, print_json
-from ckpt_cloud.format.manifest import ItemEntry, TensorEntry
+from ckpt_cloud.cli.values import is_stream, plain_bytes
+from ckpt_cloud.format.manifest import Chunk, ItemEntry, TensorEntry
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores import ObjectStore, open_store
-
-_STEP = 16 << 20
 
 
 @dataclass(slots=True)
@@ -25,7 +24,8 @@ class Difference:
     Attributes:
         removed, added: keys of the first and of the second alone.
         changed: keys of both, with how they differ.
-        uncompared: tensors whose values were not compared, since they are sharded differently.
+        uncompared: tensors whose values were not compared, since they are sharded differently, or went through stream
+            transforms.
     """
 
     removed: list[str] = field(default_factory=list)
@@ -96,24 +96,25 @@ async def _compare_values(one: Contents, other: Contents, found: Difference) -> 
         if shards[0].keys() != shards[1].keys():
             found.uncompared.append(name)
             continue
+        if any(is_stream(chunk) for chunks in shards for chunk in chunks.values()):
+            found.uncompared.append(name)
+            continue
         for box, chunk in shards[0].items():
-            pair = (chunk.object, chunk.start), (shards[1][box].object, shards[1][box].start)
             size = chunk_bytes(before, chunk)
             digests = [
-                await _digest(store, each, place, size)
-                for store, each, place in zip(stores, (one, other), pair, strict=True)
+                await _digest(store, each, own, size, name)
+                for store, each, own in zip(stores, (one, other), (chunk, shards[1][box]), strict=True)
             ]
             if digests[0] != digests[1]:
                 found.changed[name] = "values"
                 break
 
 
-async def _digest(store: ObjectStore, contents: Contents, place: tuple[int, int], size: int) -> bytes:
+async def _digest(store: ObjectStore, contents: Contents, chunk: Chunk, size: int, name: str) -> bytes:
     digest = hashlib.blake2b()
     if size:
-        key, start = contents.manifest.objects[place[0]].key, place[1]
-        for at in range(0, size, _STEP):
-            digest.update(await store.get_range(key, start + at, start + min(size, at + _STEP)))
+        async for piece in plain_bytes(store, contents.manifest.objects, chunk, size, name):
+            digest.update(piece)
     return digest.digest()
 
 
@@ -124,7 +125,7 @@ def _print(found: Difference, *, values: bool) -> None:
     for name, said in found.changed.items():
         console.print(f"~ {name}: {said}")
     for name in found.uncompared:
-        console.print(f"? {name}: sharded differently, so its values were not compared")
+        console.print(f"? {name}: sharded differently or transformed, so its values were not compared")
     if found.is_empty:
         what = "values" if values else "keys, shapes, dtypes and small items; --values compares tensors' bytes too"
         console.print(f"no difference in {what}")

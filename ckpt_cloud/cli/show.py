@@ -12,6 +12,8 @@ from rich.tree import Tree
 from ckpt_cloud.cli.contents import Contents, item_bytes, read, shape_text, tensor_bytes
 from ckpt_cloud.cli.output import console, note, print_json, utc
 from ckpt_cloud.errors import InvalidOption
+from ckpt_cloud.format.codec import Coded
+from ckpt_cloud.format.manifest import TensorEntry
 
 _OBJECTS_SHOWN = 20
 
@@ -60,7 +62,13 @@ def summary(contents: Contents) -> dict[str, object]:
         "metrics": contents.metrics,
         "user_metadata": manifest.user_metadata or {},
         "tensors": {
-            name: {"dtype": t.dtype, "shape": t.shape, "bytes": tensor_bytes(t), "shards": len(t.chunks)}
+            name: {
+                "dtype": t.dtype,
+                "shape": t.shape,
+                "bytes": tensor_bytes(t),
+                "shards": len(t.chunks),
+                **_coded(t),
+            }
             for name, t in manifest.tensors.items()
         },
         "items": {name: item_bytes(item) for name, item in manifest.items.items()},
@@ -68,16 +76,30 @@ def summary(contents: Contents) -> dict[str, object]:
     }
 
 
+def _coded(tensor: TensorEntry) -> dict[str, object]:
+    """Codecs and stored bytes of a tensor of which any chunk is coded."""
+    there = [chunk.coded for chunk in tensor.chunks if chunk.coded is not None]
+    codecs = sorted({"+".join(each.codec) for each in there})
+    return {"codecs": codecs, "coded_bytes": sum(each.stored_bytes for each in there)} if there else {}
+
+
 def _leaves(contents: Contents) -> list[Leaf]:
     manifest = contents.manifest
     leaves = []
     for name, tensor in manifest.tensors.items():
         said = f"{tensor.dtype}  {shape_text(tensor)}"
-        where = len({chunk.object for chunk in tensor.chunks if chunk.object >= 0})
+        where = len({number for chunk in tensor.chunks for number in chunk.objects})
         shards = f"  {len(tensor.chunks)} shards in {where} object(s)" if len(tensor.chunks) > 1 else ""
-        leaves.append((name, tensor_bytes(tensor), said + shards))
-    leaves += [(name, item_bytes(item), "item") for name, item in manifest.items.items()]
+        leaves.append((name, tensor_bytes(tensor), said + shards + _coding([c.coded for c in tensor.chunks])))
+    leaves += [(name, item_bytes(item), "item" + _coding([item.coded])) for name, item in manifest.items.items()]
     return leaves
+
+
+def _coding(coded: list[Coded | None]) -> str:
+    """Of chunks that are not stored as they are: by what they are coded, and in how many bytes."""
+    there = [each for each in coded if each is not None]
+    names = sorted({"+".join(each.codec) for each in there})
+    return f"  {', '.join(names)}: {decimal(sum(each.stored_bytes for each in there))}" if there else ""
 
 
 def _tree(leaves: list[Leaf], depth: int | None) -> Tree:
@@ -122,4 +144,4 @@ def _objects(contents: Contents) -> Table:
 
 def _stored_in(contents: Contents) -> Iterable[int]:
     for tensor in contents.manifest.tensors.values():
-        yield from {chunk.object for chunk in tensor.chunks}
+        yield from {number for chunk in tensor.chunks for number in chunk.objects}

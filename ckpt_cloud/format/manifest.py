@@ -11,6 +11,7 @@ import msgspec
 
 from ckpt_cloud.errors import CorruptManifest
 from ckpt_cloud.format.checksum import digests_length, sums_length
+from ckpt_cloud.format.codec import Coded
 from ckpt_cloud.format.layout import check_key, is_id
 from ckpt_cloud.format.pages import (
     Buffer,
@@ -55,14 +56,23 @@ class Chunk(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     Attributes:
         offsets, sizes: its box in the tensor, one number per dimension.
-        object: index into the manifest's objects; -1 for an empty chunk, which is stored nowhere.
+        object: index into the manifest's objects; -1 for an empty chunk, which is stored nowhere, and for a coded one.
         start: first byte in the object.
+        coded: where and how the chunk is stored, if it is not in row-major order as it is.
     """
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
     object: int
     start: int
+    coded: Coded | None = None
+
+    @property
+    def objects(self) -> list[int]:
+        """Numbers of the objects that it lies in."""
+        if self.coded is not None:
+            return self.coded.objects
+        return [self.object] if self.object >= 0 else []
 
 
 class TensorEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -85,7 +95,9 @@ class ItemEntry(msgspec.Struct, array_like=True, frozen=True):
     """A non-tensor item as DCP's planner serialized it: inline, or at `start` in an object; or a plain value.
 
     Attributes:
+        nbytes: of the item.
         value: a list of one value, lowered by `format.plain`; None for an item that was serialized.
+        coded: where and how it is stored, if it is not as it is; then `object` is -1.
     """
 
     inline: bytes | None
@@ -93,6 +105,14 @@ class ItemEntry(msgspec.Struct, array_like=True, frozen=True):
     start: int = 0
     nbytes: int = 0
     value: list[Any] | None = None
+    coded: Coded | None = None
+
+    @property
+    def objects(self) -> list[int]:
+        """Numbers of the objects that it lies in."""
+        if self.coded is not None:
+            return self.coded.objects
+        return [self.object] if self.object >= 0 else []
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,13 +154,17 @@ def encode(manifest: Manifest) -> bytes:
     """The manifest as it is stored (`format.pages`)."""
     pages = Writer()
     paths = manifest.paths or {}
+    tensors = {name: _tensor_row(entry) for name, entry in manifest.tensors.items()}
+    items = {name: _item_row(entry) for name, entry in manifest.items.items()}
     root = Root(
         attempt=manifest.attempt,
         writer=manifest.writer,
         counts=(len(manifest.objects), len(manifest.tensors), len(manifest.items), len(paths)),
         objects=pages.rows(manifest.objects, lambda e: len(e.sums) + len(e.digests) + 150),
-        tensors=pages.columns(manifest.tensors, lambda e: 32 + 32 * len(e.chunks)),
-        items=pages.columns(manifest.items, lambda e: 16 + len(e.inline or b"") + _size_of(e.value)),
+        tensors=pages.columns(tensors, _bytes_of_row),
+        items=pages.columns(
+            items, lambda row: 16 + len(row[0] or b"") + _size_of(row[4]) + _size_of(row[5] if row[5:] else None)
+        ),
         paths=pages.columns(paths, lambda path: sum(len(str(step)) + 2 for step in path)),
         has_paths=manifest.paths is not None,
         planner_data=manifest.planner_data,
@@ -150,6 +174,34 @@ def encode(manifest: Manifest) -> bytes:
         user_metadata=manifest.user_metadata,
     )
     return pages.close(root)
+
+
+def _tensor_row(entry: TensorEntry) -> tuple[Any, ...]:
+    """As it is stored: a chunk that is not coded says nothing of it, so that its bytes are those of older versions."""
+    chunks = [
+        (c.offsets, c.sizes, c.object, c.start) if c.coded is None else (c.offsets, c.sizes, c.object, c.start, c.coded)
+        for c in entry.chunks
+    ]
+    return entry.dtype, entry.shape, chunks, entry.requires_grad
+
+
+def _bytes_of_row(row: tuple[Any, ...]) -> int:
+    """About what a tensor takes."""
+    chunks = row[2]
+    coded = sum(_size_of(chunk[4]) for chunk in chunks if len(chunk) > 4)
+    return 32 + 32 * len(chunks) + coded
+
+
+def _item_row(entry: ItemEntry) -> tuple[Any, ...]:
+    row = entry.inline, entry.object, entry.start, entry.nbytes, entry.value
+    return row if entry.coded is None else (*row, entry.coded)
+
+
+def is_coded(manifest: Manifest) -> bool:
+    """Whether anything in it is coded, which a reader must know."""
+    return any(item.coded is not None for item in manifest.items.values()) or any(
+        chunk.coded is not None for tensor in manifest.tensors.values() for chunk in tensor.chunks
+    )
 
 
 def reference(key: str, data: bytes) -> ManifestRef:
@@ -230,8 +282,8 @@ def decode_items(pages: Iterable[Buffer], names: Collection[str]) -> dict[str, I
 
 def objects_of(tensors: Mapping[str, TensorEntry], items: Mapping[str, ItemEntry]) -> list[int]:
     """Numbers of the objects that tensors and items lie in, in ascending order."""
-    numbers = {chunk.object for entry in tensors.values() for chunk in entry.chunks}
-    numbers |= {entry.object for entry in items.values()}
+    numbers = {number for entry in tensors.values() for chunk in entry.chunks for number in chunk.objects}
+    numbers |= {number for entry in items.values() for number in entry.objects}
     return sorted(number for number in numbers if number >= 0)
 
 
@@ -263,17 +315,23 @@ def part(
         writer=root.writer,
         objects=[known[number] for number in numbers],
         tensors={name: _moved(entry, moved) for name, entry in tensors.items()},
-        items={
-            name: msgspec.structs.replace(entry, object=moved.get(entry.object, -1)) for name, entry in items.items()
-        },
+        items={name: _moved_item(entry, moved) for name, entry in items.items()},
         ranks=root.ranks,
         user_metadata=root.user_metadata,
     )
 
 
 def _moved(entry: TensorEntry, places: dict[int, int]) -> TensorEntry:
-    chunks = [Chunk(c.offsets, c.sizes, places.get(c.object, -1), c.start) for c in entry.chunks]
+    chunks = [
+        Chunk(c.offsets, c.sizes, places.get(c.object, -1), c.start, c.coded and c.coded.moved(places))
+        for c in entry.chunks
+    ]
     return TensorEntry(entry.dtype, entry.shape, chunks, entry.requires_grad)
+
+
+def _moved_item(entry: ItemEntry, places: dict[int, int]) -> ItemEntry:
+    coded = entry.coded and entry.coded.moved(places)
+    return msgspec.structs.replace(entry, object=places.get(entry.object, -1), coded=coded)
 
 
 def _whole(data: memoryview) -> Manifest:

@@ -5,7 +5,8 @@
     data         entries back to back, in the header's order
 
 What safetensors cannot say (a shard's place in its tensor, a dtype that it does not know, a non-tensor item) stands in
-`__metadata__["ckpt_cloud.chunks"]`, as JSON: name → {fqn, shape, offsets, dtype}.
+`__metadata__["ckpt_cloud.chunks"]`, as JSON: name → {fqn, shape, offsets, dtype}; and `coded`, of stored bytes that are
+not the chunk's own (`format.codec`): {codec, frame, nbytes, at, sizes}.
 Format: the README of safetensors 0.8 (header of at most 100 MB, no holes, U8/F32/... names).
 """
 
@@ -31,6 +32,23 @@ class _Tensor(msgspec.Struct, frozen=True, gc=False):
     data_offsets: tuple[int, int]
 
 
+class CodedPart(msgspec.Struct, frozen=True, gc=False):
+    """What an entry has of a coded chunk.
+
+    Attributes:
+        codec, frame: as `format.codec.Coded` has them.
+        nbytes: plain bytes of the chunk.
+        at: which of the chunk's stored bytes is the entry's first.
+        sizes: stored bytes of each frame that the entry has.
+    """
+
+    codec: tuple[str, ...]
+    frame: int
+    nbytes: int
+    at: int
+    sizes: list[int]
+
+
 class PackEntry(msgspec.Struct, frozen=True, gc=False):
     """One stored chunk.
 
@@ -41,6 +59,7 @@ class PackEntry(msgspec.Struct, frozen=True, gc=False):
         offsets: where the chunk begins in the tensor, one number per dimension.
         sizes: of the chunk.
         nbytes: that it takes.
+        coded: what it has of the chunk, if that is coded.
     """
 
     fqn: str
@@ -49,6 +68,7 @@ class PackEntry(msgspec.Struct, frozen=True, gc=False):
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
     nbytes: int
+    coded: CodedPart | None = None
 
 
 def header(entries: Sequence[PackEntry], attempt: str) -> bytes:
@@ -58,12 +78,14 @@ def header(entries: Sequence[PackEntry], attempt: str) -> bytes:
     at = 0
     for entry in entries:
         name = _unique(_name(entry), table)
-        dtype = SAFETENSORS.get(entry.dtype)
+        dtype = SAFETENSORS.get(entry.dtype) if entry.coded is None else None
         sizes = entry.sizes if dtype else (entry.nbytes,)
         table[name] = _Tensor(dtype or "U8", sizes, (at, at + entry.nbytes))
         if dtype is None or name != entry.fqn or entry.sizes != entry.shape:
             chunks[name] = {"fqn": entry.fqn, "dtype": entry.dtype, "shape": entry.shape}
             chunks[name] |= {"offsets": entry.offsets, "sizes": entry.sizes}
+            if entry.coded is not None:
+                chunks[name]["coded"] = entry.coded
         at += entry.nbytes
     metadata = {"format": "pt", "ckpt_cloud.attempt": attempt}
     if chunks:

@@ -12,7 +12,9 @@ from ckpt_cloud.format.layout import NO_ID, is_id, is_key
 FORMAT = "ckpt-cloud"
 VERSION = 2
 """1 had manifests in one piece; they are still read."""
-KNOWN_FLAGS: frozenset[str] = frozenset()
+CODED_CHUNKS = "coded-chunks"
+"""Some chunks or items are not stored as their plain bytes (`format.codec`)."""
+KNOWN_FLAGS: frozenset[str] = frozenset({CODED_CHUNKS})
 MAX_BYTES = 64 << 10
 
 

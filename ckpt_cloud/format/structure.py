@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from itertools import pairwise, product
 
 from ckpt_cloud.errors import CorruptManifest
+from ckpt_cloud.format import codec
 from ckpt_cloud.format.dtypes import SIZES
-from ckpt_cloud.format.manifest import Chunk, Manifest, TensorEntry
+from ckpt_cloud.format.manifest import Chunk, ItemEntry, Manifest, TensorEntry
 
 MAX_DIMS = 64
 """Of a tensor; as many as torch's own kernels take."""
@@ -47,9 +48,9 @@ def faults(manifest: Manifest, *, whole: bool = True) -> Iterator[str]:
         if fault:
             yield f"tensor {name[:100]!r} {fault}"
     for name, item in manifest.items.items():
-        stored = item.inline is None and item.value is None
-        if stored and not _placed(item.object, item.start, item.nbytes, spans, name):
-            yield f"item {name[:100]!r} is in no object of the checkpoint"
+        fault = _item_fault(item, spans, name)
+        if fault:
+            yield f"item {name[:100]!r} {fault}"
     for entry, taken in zip(manifest.objects, spans, strict=True):
         taken.sort()
         if taken and max(end for _, end, _ in taken) > entry.size:
@@ -77,19 +78,44 @@ def _tensor_fault(tensor: TensorEntry, spans: list[list[_Span]], name: str, *, t
         # Most tensors are one chunk.
         (chunk,) = tensor.chunks
         nbytes = math.prod(chunk.sizes) * width
-        inside = len(chunk.offsets) == len(chunk.sizes)
-        fits = inside and (not nbytes or _placed(chunk.object, chunk.start, nbytes, spans, name))
-        return None if fits else "has a chunk in no object of the checkpoint"
+        if len(chunk.offsets) != len(chunk.sizes):
+            return "has a chunk outside its shape"
+        return _chunk_fault(chunk, nbytes, spans, name)
     for chunk in tensor.chunks:
         if not _inside(chunk, tensor.shape):
             return "has a chunk outside its shape"
-        nbytes = math.prod(chunk.sizes) * width
-        if nbytes and not _placed(chunk.object, chunk.start, nbytes, spans, name):
-            return "has a chunk in no object of the checkpoint"
+        fault = _chunk_fault(chunk, math.prod(chunk.sizes) * width, spans, name)
+        if fault:
+            return fault
     filled = [chunk for chunk in tensor.chunks if 0 not in chunk.sizes]
     if len({chunk.offsets for chunk in filled}) != len(filled):
         return "has two chunks in one place"
     return None if not tiled or _tiles(tensor.shape, filled) else "is not covered by its chunks, each element once"
+
+
+def _chunk_fault(chunk: Chunk, nbytes: int, spans: list[list[_Span]], name: str) -> str | None:
+    """Notes the bytes that a chunk of `nbytes` takes."""
+    if chunk.coded is not None:
+        fault = _coded_fault(chunk.coded, nbytes, spans, name)
+        return fault and f"has a chunk that {fault}"
+    if nbytes and not _placed(chunk.object, chunk.start, nbytes, spans, name):
+        return "has a chunk in no object of the checkpoint"
+    return None
+
+
+def _item_fault(item: ItemEntry, spans: list[list[_Span]], name: str) -> str | None:
+    if item.inline is not None or item.value is not None:
+        return "is coded and in the manifest" if item.coded is not None else None
+    if item.coded is not None:
+        return _coded_fault(item.coded, item.nbytes, spans, name)
+    return None if _placed(item.object, item.start, item.nbytes, spans, name) else "is in no object of the checkpoint"
+
+
+def _coded_fault(coded: codec.Coded, nbytes: int, spans: list[list[_Span]], name: str) -> str | None:
+    fault = codec.fault(coded, nbytes)
+    if fault is None and not all(_placed(*extent, spans, name) for extent in coded.extents):
+        return "is in no object of the checkpoint"
+    return fault
 
 
 def _inside(chunk: Chunk, shape: tuple[int, ...]) -> bool:

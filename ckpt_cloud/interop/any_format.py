@@ -32,7 +32,7 @@ def reader_for(
     Raises:
         CheckpointNotFound, ...: as `find_any`.
     """
-    ours = ObjectStoreReader(url, **settings, **signed)
+    ours = ObjectStoreReader(url, extensions=foreign.get("extensions"), **settings, **signed)
     if any(value is not None for value in signed.values()):
         if keys is not None:
             ours.adopt(ours.open(keys))

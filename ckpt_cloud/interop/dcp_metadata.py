@@ -152,7 +152,8 @@ def safe_path(path: str, of: str) -> str:
         CorruptFile: it does not.
     """
     parts = path.split("/")
-    if not path or "\\" in path or "\0" in path or any(part in ("", ".", "..") for part in parts):
+    odd = "\\" in path or any(char < " " or char == "\x7f" for char in path)
+    if odd or any(part in ("", ".", "..") for part in parts):
         raise CorruptFile(f"{of} should lie in {path[:100]!r}, which is not a path inside the checkpoint")
     return path
 

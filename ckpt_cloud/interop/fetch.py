@@ -16,6 +16,7 @@ from ckpt_cloud.events import Recorder
 from ckpt_cloud.format.manifest import ObjectEntry
 from ckpt_cloud.interop.contents import File
 from ckpt_cloud.options import TransferOptions
+from ckpt_cloud.planning.coded import Placement
 from ckpt_cloud.planning.load import Fetch, Want, plan_fetches
 from ckpt_cloud.stores import ObjectStore
 from ckpt_cloud.tensors import Destination, TensorSink
@@ -53,8 +54,10 @@ class Fetcher:
         fetches = plan_fetches(wants, objects, range_size=options.range_size, gap_size=options.gap_size)
 
         def place(fetch: Fetch) -> Callable[[memoryview], None]:
+            boxes = [placement for placement in fetch.placements if isinstance(placement, Placement)]
+
             def take(data: memoryview) -> None:
-                sink.place(fetch.placements, data)
+                sink.place(boxes, data)
 
             return take
 

@@ -47,7 +47,8 @@ def open(  # noqa: A001 - as ckpt_cloud.open
         url: of the checkpoint; a directory or a single file.
         keys: of what will be asked for. The mapping then holds no others, and of a checkpoint of ours with a million
             chunks some hundred KiB are fetched to find them.
-        dequantize, block_size, extensions: as for `ForeignReader`; for other formats than ours.
+        dequantize, block_size: as for `ForeignReader`; for other formats than ours.
+        extensions: DCP's registry of stream transforms, where others than its own were used.
         store, transfer, memory_budget, trust: as for `ObjectStoreReader`.
         trusted_keys, require_signature: likewise; with them only checkpoints of ours are opened, since no other format
             is signed.

@@ -18,18 +18,18 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from ckpt_cloud import bridge
-from ckpt_cloud.errors import CheckpointChanged, CheckpointNotFound, CkptCloudError
+from ckpt_cloud.errors import CheckpointChanged, CheckpointNotFound, CkptCloudError, CorruptFile
 from ckpt_cloud.events import Listener, Recorder, Report
 from ckpt_cloud.interop.contents import Box, Contents
 from ckpt_cloud.interop.detect import find
 from ckpt_cloud.interop.fetch import Fetcher
 from ckpt_cloud.interop.quantized import Dequantizer
 from ckpt_cloud.interop.reads import Reads
-from ckpt_cloud.interop.records import Undo
 from ckpt_cloud.metadata import Unavailable
 from ckpt_cloud.options import StoreOptions, TransferOptions
 from ckpt_cloud.session import Settings, location_of
 from ckpt_cloud.stores import open_store, parse_url, supports
+from ckpt_cloud.transforms import Undo
 
 
 class ForeignReader(StorageReader):
@@ -69,7 +69,7 @@ class ForeignReader(StorageReader):
         super().__init__()
         self._settings = Settings.of(store, transfer, None, memory_budget, store_options)
         self._dequantizer = None if dequantize is None else Dequantizer(dequantize, block_size)
-        self._undo = Undo(extensions)
+        self._undo = Undo(extensions, reader="ForeignReader", damaged=CorruptFile)
         self._cast = cast
         self._trust = trust
         self._on_event = on_event

@@ -14,12 +14,13 @@ from ckpt_cloud.errors import CorruptFile, StateMismatch
 from ckpt_cloud.interop.contents import Box, Contents, Encoding, Item, Tensor
 from ckpt_cloud.interop.fetch import Fetcher, Span
 from ckpt_cloud.interop.quantized import Dequantizer
-from ckpt_cloud.interop.records import HEAD_BYTES, Undo, open_record, open_view, plain_start, record_limit
+from ckpt_cloud.interop.records import HEAD_BYTES, open_record, open_view, plain_start, record_limit
 from ckpt_cloud.interop.zips import LOCAL_BYTES, data_start
 from ckpt_cloud.items import screened
 from ckpt_cloud.planning.load import Want
 from ckpt_cloud.planning.slices import Ints
 from ckpt_cloud.tensors import Destination
+from ckpt_cloud.transforms import Undo
 
 _ITEM_LIMIT = 2 << 30
 """Of an item that a transform unpacks."""

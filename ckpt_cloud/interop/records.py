@@ -1,20 +1,17 @@
 """From what is stored to plain bytes: where a tensor's data begin in a record, and records opened in memory.
 
 first bytes of a record ─► local headers ─► data.pkl: one tensor, row-major? ─► where its bytes begin
-anything unusual        ─► the whole record, undone transforms, torch's own loader of plain data
+anything unusual        ─► the whole record, transforms undone, torch's own loader of plain data
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch.distributed.checkpoint._extension import ExtensionRegistry, StreamTransformExtension
 
-from ckpt_cloud.errors import CkptCloudError, CorruptFile, Unsupported
+from ckpt_cloud.errors import CkptCloudError, CorruptFile
 from ckpt_cloud.interop import zips
 from ckpt_cloud.interop.contents import Box
 from ckpt_cloud.interop.pickles import walk
@@ -64,51 +61,6 @@ def _plain_start(head: bytes, box: Box, dtype: torch.dtype) -> int | None:
 
 def _fits(view: View, box: Box, dtype: torch.dtype) -> bool:
     return view.dtype == dtype and view.shape == box.sizes and is_row_major(view.shape, view.strides)
-
-
-class Undo:
-    """Takes back the transforms that DCP's extensions did on the way out.
-
-    Args:
-        registry: knows the extensions; DCP's own by default.
-    """
-
-    def __init__(self, registry: ExtensionRegistry | None) -> None:
-        self._registry = registry or ExtensionRegistry()
-
-    def __call__(self, data: memoryview, transforms: Sequence[str], limit: int, name: str) -> bytes | memoryview:
-        """`data` as it was before, at most `limit` bytes.
-
-        Raises:
-            Unsupported: an extension is not known, or its library is missing.
-            CorruptFile: there is more.
-        """
-        if not transforms:
-            return data
-        stream: Any = io.BytesIO(data)
-        for extension in self.extensions(transforms, name):
-            stream = extension.transform_from(stream)
-        plain: bytes = _read(stream, limit + 1)
-        if len(plain) > limit:
-            raise CorruptFile(f"{name!r} is larger than the metadata say")
-        return plain
-
-    def extensions(self, transforms: Sequence[str], name: str) -> list[StreamTransformExtension]:
-        """The extensions, last applied first."""
-        try:
-            found = self._registry.from_descriptor_list(transforms)
-        except Exception as error:  # noqa: BLE001 - an extension may raise anything
-            hint = "give one that knows it: ForeignReader(url, extensions=registry), or install its library"
-            raise Unsupported(f"{name!r} was written with {', '.join(transforms)}: {error}", hint=hint) from None
-        return [each for each in found if isinstance(each, StreamTransformExtension)]
-
-
-def _read(stream: Any, limit: int) -> bytes:
-    pieces, size = [], 0
-    while size < limit and (piece := stream.read(min(1 << 20, limit - size))):
-        pieces.append(piece)
-        size += len(piece)
-    return b"".join(pieces)
 
 
 def record_limit(box: Box, dtype: torch.dtype) -> int:

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch.distributed as dist
 
@@ -66,7 +66,7 @@ class CheckpointManager:
         trace_dir: a directory in which rank 0 leaves a trace file of every save and load, for Perfetto.
         on_finished: is called on every rank with a `Finished` after each save and load, for metrics systems; from
             another thread after a save in the background.
-        store, transfer, commit, memory_budget, progress, trust, sign, trusted_keys, on_event: as for
+        store, transfer, commit, memory_budget, compression, progress, trust, sign, trusted_keys, on_event: as for
             `ObjectStoreWriter` and `ObjectStoreReader`; options of the store are also keyword arguments of their own.
         process_group: ranks that save together; all by default.
 
@@ -94,6 +94,7 @@ class CheckpointManager:
         transfer: TransferOptions | None = None,
         commit: CommitOptions | None = None,
         memory_budget: int | None = None,
+        compression: Literal["zstd"] | None = None,
         progress: bool = False,
         trust: bool = False,
         sign: SignWith | None = None,
@@ -103,7 +104,9 @@ class CheckpointManager:
         **store_options: Any,
     ) -> None:
         check_options(when_busy, prefix, keep, save_when, sigterm_grace_s)
-        settings = Settings.of(store, transfer, commit, memory_budget, store_options)
+        settings = Settings.of(store, transfer, commit, memory_budget, store_options, compression=compression)
+        if not read_only:
+            settings.check_codec()
         self._root = parse_url(root)
         self._when_busy, self._read_only = when_busy, read_only
         plugs = Plugs(

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ckpt_cloud.errors import CorruptManifest
+from ckpt_cloud.format.codec import Coded
 from ckpt_cloud.format.manifest import ObjectEntry
 from ckpt_cloud.planning.coalesce import Range, Span, coalesce
+from ckpt_cloud.planning.coded import Part, Placement, Stored, Wanted, plan_units
 from ckpt_cloud.planning.slices import Ints, Piece, pieces, strides
 
 
@@ -22,6 +24,7 @@ class Want:
         itemsize: bytes of one element.
         chunk: sizes of the chunk; row-major.
         offsets, sizes: of the box in the chunk.
+        coded: where and how the chunk is stored, if it is coded; then `object` and `start` say nothing.
     """
 
     object: int
@@ -30,26 +33,7 @@ class Want:
     chunk: Ints
     offsets: Ints
     sizes: Ints
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where a part of a fetched range goes.
-
-    Attributes:
-        want: index of the want that it serves.
-        offsets, sizes: box in the want's destination.
-        source: first byte in the fetched range.
-        end: byte after the last in the fetched range.
-        strides: in elements, of the box in the fetched bytes.
-    """
-
-    want: int
-    offsets: Ints
-    sizes: Ints
-    source: int
-    end: int
-    strides: Ints
+    coded: Coded | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +43,11 @@ class Fetch:
     object: int
     start: int
     end: int
-    placements: tuple[Placement, ...]
+    placements: tuple[Placement | Part, ...]
+
+
+_Needed = tuple[int, Piece] | Stored
+"""A want with a piece of it, or stored bytes of a coded chunk."""
 
 
 def plan_fetches(
@@ -70,12 +58,19 @@ def plan_fetches(
     Raises:
         CorruptManifest: a want lies outside its object.
     """
-    by_object: dict[int, list[tuple[int, Piece]]] = {}
+    by_object: dict[int, list[_Needed]] = {}
+    coded: dict[int, list[int]] = {}
     for index, want in enumerate(wants):
         if math.prod(want.sizes):
             _check_bounds(want, objects)
+            if want.coded is not None:
+                coded.setdefault(id(want.coded), []).append(index)
+                continue
             found = _pieces(want, range_size=range_size, gap_size=gap_size)
             by_object.setdefault(want.object, []).extend((index, piece) for piece in found)
+    for indices in coded.values():
+        for stored in _stored(indices, wants, range_size=range_size):
+            by_object.setdefault(stored.object, []).append(stored)
     return [
         fetch
         for number, found in sorted(by_object.items())
@@ -84,15 +79,28 @@ def plan_fetches(
 
 
 def _check_bounds(want: Want, objects: Sequence[ObjectEntry]) -> None:
-    if not 0 <= want.object < len(objects):
-        raise CorruptManifest(f"a chunk lies in object {want.object}, which the manifest does not have")
-    end = want.start + math.prod(want.chunk) * want.itemsize
-    if want.start < 0 or end > objects[want.object].size:
-        raise CorruptManifest(f"a chunk lies outside {objects[want.object].key}")
+    if want.coded is None:
+        extents: Sequence[tuple[int, int, int]] = [(want.object, want.start, math.prod(want.chunk) * want.itemsize)]
+    else:
+        extents = want.coded.extents
+    for number, start, nbytes in extents:
+        if not 0 <= number < len(objects):
+            raise CorruptManifest(f"a chunk lies in object {number}, which the manifest does not have")
+        if start < 0 or nbytes < 0 or start + nbytes > objects[number].size:
+            raise CorruptManifest(f"a chunk lies outside {objects[number].key}")
     alike = len(want.offsets) == len(want.sizes) == len(want.chunk)
     box = zip(want.offsets, want.sizes, want.chunk, strict=False)
     if not alike or any(offset < 0 or size < 0 or offset + size > limit for offset, size, limit in box):
-        raise CorruptManifest(f"a read lies outside its chunk of {objects[want.object].key}")
+        where = objects[extents[0][0]].key if extents else "the checkpoint"
+        raise CorruptManifest(f"a read lies outside its chunk of {where}")
+
+
+def _stored(indices: list[int], wants: Sequence[Want], *, range_size: int) -> list[Stored]:
+    """What must be read of one coded chunk for all wants of it."""
+    boxes = [Wanted(n, wants[n].itemsize, wants[n].chunk, wants[n].offsets, wants[n].sizes) for n in indices]
+    coded = wants[indices[0]].coded
+    assert coded is not None, "these are the wants of a coded chunk"
+    return plan_units(coded, boxes, range_size=range_size)
 
 
 def _pieces(want: Want, *, range_size: int, gap_size: int) -> Iterator[Piece]:
@@ -101,25 +109,32 @@ def _pieces(want: Want, *, range_size: int, gap_size: int) -> Iterator[Piece]:
 
 def _fetches(
     number: int,
-    found: list[tuple[int, Piece]],
+    found: list[_Needed],
     wants: Sequence[Want],
     entry: ObjectEntry,
     *,
     range_size: int,
     gap_size: int,
 ) -> Iterator[Fetch]:
-    spans = (
-        Span(wants[index].start + piece.start, wants[index].start + piece.end, slot)
-        for slot, (index, piece) in enumerate(found)
-    )
+    spans = (_span(needed, slot, wants) for slot, needed in enumerate(found))
     ranges = coalesce(spans, object_size=entry.size, block=entry.block_size, max_range=range_size, max_gap=gap_size)
     for merged in ranges:
         yield Fetch(number, merged.start, merged.end, tuple(_placements(merged, found, wants)))
 
 
-def _placements(merged: Range, found: list[tuple[int, Piece]], wants: Sequence[Want]) -> Iterator[Placement]:
+def _span(needed: _Needed, slot: int, wants: Sequence[Want]) -> Span:
+    if isinstance(needed, Stored):
+        return Span(needed.start, needed.end, slot)
+    index, piece = needed
+    return Span(wants[index].start + piece.start, wants[index].start + piece.end, slot)
+
+
+def _placements(merged: Range, found: list[_Needed], wants: Sequence[Want]) -> Iterator[Placement | Part]:
     for span in merged.spans:
-        index, piece = found[span.piece]
-        steps = strides(wants[index].chunk)
+        needed = found[span.piece]
         begin, end = span.start - merged.start, span.end - merged.start
-        yield Placement(index, piece.offsets, piece.sizes, begin, end, steps)
+        if isinstance(needed, Stored):
+            yield Part(needed.unit, needed.at, begin, end)
+        else:
+            index, piece = needed
+            yield Placement(index, piece.offsets, piece.sizes, begin, end, strides(wants[index].chunk))

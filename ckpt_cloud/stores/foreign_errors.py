@@ -62,6 +62,8 @@ _RENEW_HINTS = {
 }
 _PROXY_HINT = "a proxy may answer in its place: check the endpoint, proxy_url and the HTTPS_PROXY variable"
 _NOT_A_DIRECTORY = "Not a directory (os error 20)"
+_NO_PATH = "Could not parse path"
+"""obstore's words, in a bare ValueError, for a key with control characters."""
 _OPEN = "open"
 _READS = ("head", "get", "read")
 """For which a file where a directory should be means that there is no such object."""
@@ -139,7 +141,9 @@ def translated(operation: str, url: str) -> Iterator[None]:
         yield
     except CkptCloudError:
         raise
-    except (foreign.BaseError, OSError, NotImplementedError) as error:
+    except (foreign.BaseError, OSError, NotImplementedError, ValueError) as error:
+        if isinstance(error, ValueError) and not str(error).startswith(_NO_PATH):
+            raise
         ours = translate(error, operation, url)
         # The store's own words, without the queries of URLs; the cause itself may hold what must not be pickled.
         ours.add_note(f"the store said: {scrubbed(str(error).partition(_DEBUG)[0].strip())[:500]}")
@@ -156,6 +160,8 @@ def translate(error: BaseException, operation: str, url: str) -> CkptCloudError:
         return MissingCredentials(f"{operation}: the credentials cannot be had", url, renew_hint(url))
     if _CERTIFICATE.search(text):
         return untrusted(operation, url)
+    if text.startswith(_NO_PATH):
+        return InvalidURL(f"{operation}: a key that no store takes", url, "leave out control characters")
     if _NOT_A_DIRECTORY in text and operation in _READS:
         return NotFound(f"{operation}: no such object", url)
     for theirs, kind, message, hint in _BY_TYPE:

@@ -16,7 +16,8 @@ from ckpt_cloud.events import Recorder
 from ckpt_cloud.format.checksum import first_bad_block
 from ckpt_cloud.format.manifest import ObjectEntry
 from ckpt_cloud.options import TransferOptions
-from ckpt_cloud.planning.load import Fetch, Placement
+from ckpt_cloud.planning.coded import Part, Placement
+from ckpt_cloud.planning.load import Fetch
 from ckpt_cloud.stores import ObjectStore
 from ckpt_cloud.transfer.budget import Budget
 from ckpt_cloud.transfer.staging import Allocate, Staging
@@ -30,15 +31,15 @@ _MIN_DIRECT = 64 << 10
 class Sink(Protocol):
     """Where fetched bytes go; called on worker threads, never twice for one box."""
 
-    def memory(self, placement: Placement) -> memoryview | None:
+    def memory(self, placement: Placement | Part) -> memoryview | None:
         """The destination's own memory, if the placement's bytes lie there as they are stored; None if not."""
         ...
 
-    def place(self, placements: Sequence[Placement], data: memoryview) -> None:
+    def place(self, placements: Sequence[Placement | Part], data: memoryview) -> None:
         """Copies the boxes of `placements` out of `data`, the bytes of their range."""
         ...
 
-    def describe(self, placement: Placement) -> str:
+    def describe(self, placement: Placement | Part) -> str:
         """Name of what the placement is part of, for errors."""
         ...
 
@@ -82,7 +83,7 @@ class _Target:
     """
 
     views: list[memoryview]
-    moved: list[Placement]
+    moved: list[Placement | Part]
     buffer: memoryview | None
 
 
@@ -161,7 +162,7 @@ class _Download:
         return ChecksumMismatch(message, f"{self.store.url}/{entry.key}", hint)
 
 
-def _overlap(placements: Sequence[Placement]) -> bool:
+def _overlap(placements: Sequence[Placement | Part]) -> bool:
     """Whether two need the same bytes; placements come in the order of their first."""
     high = 0
     for placement in placements:

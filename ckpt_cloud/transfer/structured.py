@@ -15,11 +15,12 @@ async def all_or_cancel(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(item) for item in work]
     except BaseExceptionGroup as failures:
-        raise _first(failures) from None
+        raise first_of(failures) from None
     return [task.result() for task in tasks]
 
 
-def _first(error: BaseException) -> BaseException:
+def first_of(error: BaseException) -> BaseException:
+    """The first error in a group, however deep it lies."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

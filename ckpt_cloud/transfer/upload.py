@@ -23,7 +23,7 @@ from ckpt_cloud.transfer.staging import Allocate, Staging
 from ckpt_cloud.transfer.structured import all_or_cancel
 from ckpt_cloud.workers import in_thread
 
-_PACKS_AT_ONCE = 8
+PACKS_AT_ONCE = 8
 """Enough that the last parts of one are under way beside the first of others; each may use all requests."""
 _MAX_VIEWS = 16
 """A part of more segments is staged as one buffer: handing over a small buffer costs more than copying it."""
@@ -70,28 +70,52 @@ async def upload_packs(
     Raises:
         Whatever the store or the source raises; the other uploads are then cancelled and aborted.
     """
-    upload = _Upload(
-        store,
-        source,
-        nbytes,
-        options,
-        Budget(options.max_requests),
-        Staging(Budget(options.memory_budget), options.part_size, source.allocate),
-        recorder,
-        lanes=max(1, options.max_requests // max(1, min(_PACKS_AT_ONCE, len(packs)))),
-    )
-    gate = asyncio.Semaphore(min(_PACKS_AT_ONCE, options.max_requests))
+    staging = options.memory_budget
+    line = Line.of(store, options, recorder, packs=len(packs), staging_bytes=staging, allocate=source.allocate)
+    return await all_or_cancel(line.upload(source, key, plan, nbytes) for key, plan in packs)
 
-    async def one(key: str, plan: PackPlan) -> ObjectEntry:
-        async with gate:
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What all packs of one save share on their way up."""
+
+    store: ObjectStore
+    options: TransferOptions
+    requests: Budget
+    staging: Staging
+    gate: asyncio.Semaphore
+    lanes: int
+    recorder: Recorder
+
+    @classmethod
+    def of(
+        cls,
+        store: ObjectStore,
+        options: TransferOptions,
+        recorder: Recorder,
+        *,
+        packs: int,
+        staging_bytes: int,
+        allocate: Allocate,
+    ) -> Line:
+        """For one save of so many packs, on one event loop."""
+        staging = Staging(Budget(staging_bytes), options.part_size, allocate)
+        gate = asyncio.Semaphore(min(PACKS_AT_ONCE, options.max_requests))
+        lanes = max(1, options.max_requests // max(1, min(PACKS_AT_ONCE, packs)))
+        return cls(store, options, Budget(options.max_requests), staging, gate, lanes, recorder)
+
+    async def upload(self, source: Source, key: str, plan: PackPlan, nbytes: Sequence[int]) -> ObjectEntry:
+        """Uploads one pack, once few enough others are under way."""
+        upload = _Upload(
+            self.store, source, nbytes, self.options, self.requests, self.staging, self.recorder, self.lanes
+        )
+        async with self.gate:
             return await upload.pack(key, plan)
-
-    return await all_or_cancel(one(key, plan) for key, plan in packs)
 
 
 @dataclass(frozen=True, slots=True)
 class _Upload:
-    """What all packs of one save share."""
+    """Packs of one source."""
 
     store: ObjectStore
     source: Source

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer.testing
+from torch.distributed.checkpoint._extension import ZStandard
 
 import ckpt_cloud
 from ckpt_cloud.cli.app import app
@@ -391,3 +392,53 @@ def test_ls_of_a_checkpoint_says_what_it_is(root):
     done = command("ls", root / "step-10")
     assert (done.returncode, done.stdout) == (1, "")
     assert f"is a checkpoint itself: ckpt-cloud show {root}/step-10" in done.stderr
+
+
+class TestCoded:
+    """Compressed checkpoints, and those that went through DCP's transforms."""
+
+    @pytest.fixture
+    def urls(self, tmp_path):
+        state = {"w": torch.zeros(300_000), "v": torch.arange(9000), "item": "0123456789" * 8000}
+        changed = {**state, "v": state["v"].clone().fill_(7)}
+        transfer = ckpt_cloud.TransferOptions(frame_size=4096)
+        zstd = {"compression": "zstd", "transfer": transfer}
+        kinds = {
+            "plain": (state, {}),
+            "zstd": (state, zstd),
+            "changed": (changed, zstd),
+            "stream": (state, {"extensions": [ZStandard()]}),
+        }
+        for name, (kept, options) in kinds.items():
+            ckpt_cloud.save(kept, storage_writer=ckpt_cloud.ObjectStoreWriter(tmp_path / name, **options))
+        return {name: tmp_path / name for name in kinds}
+
+    def test_show(self, urls):
+        shown = invoke("show", urls["zstd"], "--objects").stdout
+        assert re.search(r"w .*1.2 MB.*zstd: \d", shown)
+        told = json.loads(invoke("show", urls["zstd"], "--json").stdout)["tensors"]["w"]
+        assert told["codecs"] == ["zstd"]
+        assert told["coded_bytes"] < 10_000 < told["bytes"]
+        told = json.loads(invoke("show", urls["stream"], "--json").stdout)["tensors"]["w"]
+        assert told["codecs"] == ["stream.zstd/1"]
+        assert "codecs" not in json.loads(invoke("show", urls["plain"], "--json").stdout)["tensors"]["w"]
+
+    def test_show_as_a_page(self, urls, tmp_path):
+        for name in ("zstd", "stream"):
+            assert invoke("show", urls[name], "--html", tmp_path / "page.html").exit_code == 0
+
+    def test_diff_compares_what_was_saved(self, urls):
+        assert invoke("diff", urls["plain"], urls["zstd"], "--values").exit_code == 0
+        changed = invoke("diff", urls["zstd"], urls["changed"], "--values")
+        assert changed.exit_code == 1
+        assert "~ v: values" in changed.stdout
+        assert "~ w" not in changed.stdout
+        assert (
+            "? w: sharded differently or transformed" in invoke("diff", urls["zstd"], urls["stream"], "--values").stdout
+        )
+
+    def test_verify_and_copy(self, urls, tmp_path):
+        for name in ("zstd", "stream"):
+            assert invoke("verify", urls[name], "--deep").exit_code == 0
+            assert invoke("cp", urls[name], tmp_path / f"copy of {name}").exit_code == 0
+            assert invoke("verify", tmp_path / f"copy of {name}", "--deep").exit_code == 0

@@ -5,6 +5,7 @@ import torch.distributed as dist
 from layouts import error_of
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint._checkpointer import _Checkpointer
+from torch.distributed.checkpoint._extension import ZStandard
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions, _ReplicationStager
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse
@@ -12,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import ckpt_cloud
-from ckpt_cloud import ObjectStoreReader, ObjectStoreWriter
+from ckpt_cloud import ObjectStoreReader, ObjectStoreWriter, TransferOptions
 
 THREAD, PROCESS = AsyncCheckpointerType.THREAD, AsyncCheckpointerType.PROCESS
 WHOLE = torch.arange(33.0).view(11, 3)
@@ -199,3 +200,45 @@ def keys_on_ranks(url):
         *([] if [*some] == ["model"] and torch.equal(some["model"]["a"], WHOLE) else ["some"]),
         *([] if torch.equal(every["model"]["b"], torch.ones(2)) and every["step"] == 4 else ["every"]),
     ]
+
+
+def _coded_state(mesh):
+    rows = torch.arange(500 * 30.0).view(500, 30)
+    return {
+        "rows": distribute_tensor(rows, mesh, [Shard(0)]),
+        "columns": distribute_tensor(rows.clone(), mesh, [Shard(1)]),
+        "replica": torch.arange(9000),
+        "step": 3,
+    }
+
+
+def coded_shards(url):
+    """Compressed shards of each placement into each other; what differs."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    wrong = []
+    for kind, options in {"zstd": {"compression": "zstd"}, "stream": {"extensions": [ZStandard()]}}.items():
+        writer = ObjectStoreWriter(f"{url}/{kind}", transfer=TransferOptions(frame_size=4096), **options)
+        ckpt_cloud.save(_coded_state(mesh), storage_writer=writer)
+        for dim in (0, 1):
+            state = {name: distribute_tensor(torch.zeros(500, 30), mesh, [Shard(dim)]) for name in ("rows", "columns")}
+            state |= {"replica": torch.zeros(9000, dtype=torch.int64), "step": 0}
+            ckpt_cloud.load(state, checkpoint_id=f"{url}/{kind}")
+            whole = torch.arange(500 * 30.0).view(500, 30)
+            wrong += [(kind, dim, n) for n in ("rows", "columns") if not torch.equal(state[n].full_tensor(), whole)]
+            if state["step"] != 3 or not torch.equal(state["replica"], torch.arange(9000)):
+                wrong.append((kind, dim))
+    return wrong
+
+
+def coded_save_in_a_process(url):
+    """The writer is pickled into the process, with what it compresses by."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for kind, options in {"zstd": {"compression": "zstd"}, "stream": {"extensions": [ZStandard()]}}.items():
+        ckpt_cloud.async_save(
+            _coded_state(mesh),
+            storage_writer=ObjectStoreWriter(f"{url}/{kind}", **options),
+            async_checkpointer_type=AsyncCheckpointerType.PROCESS,
+        ).result()
+    state = {"rows": distribute_tensor(torch.zeros(500, 30), mesh, [Shard(0)])}
+    ckpt_cloud.load(state, checkpoint_id=f"{url}/zstd")
+    return torch.equal(state["rows"].full_tensor(), torch.arange(500 * 30.0).view(500, 30))

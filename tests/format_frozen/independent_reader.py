@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import msgspec
+import zstandard
 
 KEY = re.compile(r"data/([0-9a-f]{32}/manifest|([0-9a-f]{1,4}-)?[0-9a-f]{32}/[0-9]{1,9}\.safetensors)")
 WIDTHS = {"float16": 2, "bfloat16": 2, "complex32": 4, "complex64": 8, "complex128": 16, "bits16": 2}
@@ -78,7 +79,7 @@ def read_register(root):
     register = json.loads(data)
     require(register["format"] == "ckpt-cloud", "another format")
     require(register["version"] <= 2, "a newer version")
-    require(not register.get("flags"), "an unknown flag")
+    require(set(register.get("flags", [])) <= {"coded-chunks"}, "an unknown flag")
     require(register["state"] == "committed", "not committed")
     return register
 
@@ -162,7 +163,8 @@ def read_tensor(root, name):
     if name not in entries:
         return None
     objects = {-1: b""}
-    for number in {chunk[2] for chunk in entries[name][2]} - {-1}:
+    coded = [extent[0] for chunk in entries[name][2] if is_coded(chunk) for extent in chunk[4][3]]
+    for number in {chunk[2] for chunk in entries[name][2]} - {-1} | set(coded):
         page, first = page_of(manifest["objects"], number)
         objects[number] = read_object(root, *page[number - first])
     return _tensor(objects, *entries[name][:3])
@@ -193,15 +195,48 @@ def read_object(root, key, size, block_size, sums, e_tag=None, digests=b"", *_):
 def _tensor(objects, dtype, shape, chunks):
     whole = bytearray(math.prod(shape) * width(dtype))
     covered = 0
-    for offsets, sizes, number, start in chunks:
-        if number >= 0:
+    for chunk in chunks:
+        offsets, sizes, number, start = chunk[:4]
+        if number >= 0 or is_coded(chunk):
             nbytes = math.prod(sizes) * width(dtype)
-            stored = objects[number][start : start + nbytes]
+            stored = undone(objects, chunk[4], nbytes) if is_coded(chunk) else objects[number][start : start + nbytes]
             require(len(stored) == nbytes, "a chunk outside its object")
             put(whole, shape, stored, offsets, sizes, width(dtype))
             covered += nbytes
     require(covered == len(whole), "chunks that do not cover their tensor")
     return dtype, tuple(shape), bytes(whole)
+
+
+def is_coded(chunk):
+    return len(chunk) > 4 and chunk[4] is not None
+
+
+def undone(objects, coded, nbytes):
+    """The plain bytes of a coded chunk, or item, of `nbytes`."""
+    codec, frame, sizes, extents = coded[:4]
+    stored = b"".join(objects[number][start : start + length] for number, start, length in extents)
+    require(len(stored) == sum(extent[2] for extent in extents), "a coded chunk outside its object")
+    frames = [int.from_bytes(sizes[at : at + 4], "little") for at in range(0, len(sizes), 4)]
+    return decoded(codec, frame, frames, stored, nbytes)
+
+
+def decoded(codec, frame, frames, stored, nbytes):
+    """The plain bytes of `stored`."""
+    if not frame:
+        require(codec == ["stream.zstd/1"], f"a transform {codec}")
+        return zstandard.ZstdDecompressor().stream_reader(stored).read(nbytes + 1)
+    require(codec == ["zstd"], f"a codec {codec}")
+    require(len(frames) == -(-nbytes // frame) and sum(frames) == len(stored), "sizes of frames")
+    plain, at = [], 0
+    for number, size in enumerate(frames):
+        length = min(frame, nbytes - number * frame)
+        data = stored[at : at + size]
+        at += size
+        if size != length:
+            require(zstandard.frame_content_size(data) == length, "length of a frame")
+            data = zstandard.ZstdDecompressor().decompress(data)
+        plain.append(data)
+    return b"".join(plain)
 
 
 def put(whole, shape, chunk, offsets, sizes, itemsize):
@@ -214,9 +249,11 @@ def put(whole, shape, chunk, offsets, sizes, itemsize):
         whole[element * itemsize : element * itemsize + row] = chunk[number * row : (number + 1) * row]
 
 
-def _item(objects, inline, number=-1, start=0, nbytes=0, value=None, *_):
+def _item(objects, inline, number=-1, start=0, nbytes=0, value=None, coded=None, *_):
     if value is not None:
         return [raise_up(value[0])]
+    if coded is not None:
+        return undone(objects, coded, nbytes)
     return inline if inline is not None else objects[number][start : start + nbytes]
 
 
@@ -231,7 +268,7 @@ def raise_up(value):
 
 
 def read_pack(data):
-    """Chunks of one pack without a manifest: (fqn, dtype, shape, offsets, sizes, bytes) of each."""
+    """Chunks of one pack without a manifest: (fqn, dtype, shape, offsets, sizes, bytes, coded) of each."""
     length = int.from_bytes(data[:8], "little")
     table = json.loads(data[8 : 8 + length])
     metadata = table.pop("__metadata__")
@@ -241,21 +278,35 @@ def read_pack(data):
         start, end = (8 + length + offset for offset in entry["data_offsets"])
         if name in chunks:
             c = chunks[name]
-            yield c["fqn"], c["dtype"], tuple(c["shape"]), c["offsets"], c["sizes"], data[start:end]
+            yield c["fqn"], c["dtype"], tuple(c["shape"]), c["offsets"], c["sizes"], data[start:end], c.get("coded")
         else:
             shape = tuple(entry["shape"])
-            yield name, SAFETENSORS[entry["dtype"]], shape, [0] * len(shape), shape, data[start:end]
+            yield name, SAFETENSORS[entry["dtype"]], shape, [0] * len(shape), shape, data[start:end], None
 
 
 def recover(packs):
     """As `read`, from the packs of one save alone: what is empty or inline is not in them."""
-    tensors, items, filled = {}, {}, {}
+    tensors, items, filled, parts = {}, {}, {}, {}
+
+    def found(fqn, dtype, shape, offsets, sizes, data):
+        if dtype == "item":
+            items[fqn] = data
+            return
+        whole = filled.setdefault(fqn, bytearray(math.prod(shape) * width(dtype)))
+        put(whole, shape, data, offsets, sizes, width(dtype))
+        tensors[fqn] = dtype, shape, whole
+
     for path in packs:
-        for fqn, dtype, shape, offsets, sizes, data in read_pack(Path(path).read_bytes()):
-            if dtype == "item":
-                items[fqn] = data
-                continue
-            whole = filled.setdefault(fqn, bytearray(math.prod(shape) * width(dtype)))
-            put(whole, shape, data, offsets, sizes, width(dtype))
-            tensors[fqn] = dtype, shape, whole
+        for fqn, dtype, shape, offsets, sizes, data, coded in read_pack(Path(path).read_bytes()):
+            if coded is None:
+                found(fqn, dtype, shape, offsets, sizes, data)
+            else:
+                key = fqn, dtype, shape, tuple(offsets), tuple(sizes)
+                parts.setdefault(key, []).append((coded["at"], data, coded))
+    for key, pieces in parts.items():
+        pieces.sort(key=lambda piece: piece[0])
+        stored = b"".join(data for _, data, _ in pieces)
+        frames = [size for _, _, coded in pieces for size in coded["sizes"]]
+        first = pieces[0][2]
+        found(*key, decoded(first["codec"], first["frame"], frames, stored, first["nbytes"]))
     return {fqn: (dtype, shape, bytes(whole)) for fqn, (dtype, shape, whole) in tensors.items()}, items

@@ -23,6 +23,8 @@ OF_VERSION = {1: HERE.parent / "data" / "format-v1", 2: HERE.parent / "data" / "
 DATA = OF_VERSION[2]
 NAMES = ["blocks", "dtypes", "nested", "per-rank", "planner-data", "sharded"]
 OF_RANKS = {"per-rank"}
+IN_PACKS = {"nested": {"long"}, "plain": {"long"}, "coded": {"long"}, "transformed": {"step"}}
+"""Items that are not in the manifest."""
 NOT_FLATTENED = {"planner-data", "plain"}
 PUBLIC = Ed25519PrivateKey.from_private_bytes(bytes(range(32))).public_key()
 NOTES = {"tuple": (1, ("a", b"\x00\xff")), 7: [None, True, 0.5], ("k", 1): {}}
@@ -90,7 +92,8 @@ def frozen(request):
 
 def test_nothing_is_missing():
     for version, data in OF_VERSION.items():
-        assert sorted(path.name for path in data.iterdir()) == sorted([*NAMES, "plain"] if version > 1 else NAMES)
+        more = ["plain", "coded", "transformed"] if version > 1 else []
+        assert sorted(path.name for path in data.iterdir()) == sorted([*NAMES, *more])
         registers = [json.loads(path.read_text()) for path in data.rglob("COMMIT")]
         assert {register["version"] for register in registers} == {version}
         assert sum(path.stat().st_size for path in data.rglob("*") if path.is_file()) < 200_000
@@ -144,7 +147,7 @@ def test_packs_alone_hold_what_is_stored(frozen):
     root, expected = frozen
     tensors, items = independent.recover(sorted(root.rglob("*.safetensors")))
     assert said(tensors) == {n: t for n, t in expected["tensors"].items() if 0 not in t["shape"]}
-    assert set(items) == ({"long"} if root.parent.name in ("nested", "plain") else set())
+    assert set(items) == IN_PACKS.get(root.parent.name, set())
     assert shown(items).items() <= shown_in(expected).items()
 
 
@@ -174,7 +177,7 @@ def test_checkpoints_of_ranks(data, rank):
     with pytest.raises(independent.Damaged, match="cover"):
         independent.read(own)
     packs = [independent.read_object(own, *entry) for entry in manifest_of(own)["objects"]]
-    found = {fqn: data for pack in packs for fqn, _, _, _, _, data in independent.read_pack(pack)}
+    found = {fqn: data for pack in packs for fqn, _, _, _, _, data, _ in independent.read_pack(pack)}
     assert found["replica"] == bytes_of(state["replica"])
 
 
@@ -208,6 +211,31 @@ def test_plain_values_lie_in_the_manifest_and_others_do_not():
     assert {name for name, entry in items.items() if entry[4] is None} == {"huge", "complex", "set", "long"}
     assert items["long"][0] is None
     assert items["none"][4] == [None]
+
+
+def test_what_is_coded_and_what_is_not():
+    register = independent.read_register(DATA / "coded" / "checkpoint")
+    assert register["flags"] == ["coded-chunks"]
+    manifest = manifest_of(DATA / "coded" / "checkpoint")
+    coded = {
+        name: chunk[4] for name, (_, _, chunks, _) in manifest["tensors"].items() for chunk in chunks[:1] if chunk[4:]
+    }
+    assert set(coded) == {"zeros", "mixed", "random", "complex"}
+    assert {tuple(each[0]) for each in coded.values()} == {("zstd",)}
+    assert len(coded["mixed"][3]) > 1
+    assert coded["random"][2][:4] == (4096).to_bytes(4, "little")
+    assert manifest["items"]["long"][5][0] == ["zstd"]
+    manifest = manifest_of(DATA / "transformed" / "checkpoint")
+    assert all(
+        chunks[0][4][:3] == [["stream.zstd/1"], 0, b""]
+        for _, _, chunks, _ in manifest["tensors"].values()
+        if chunks[0][4:]
+    )
+    assert manifest["items"]["step"][5][0] == ["stream.zstd/1"]
+    for data in OF_VERSION.values():
+        for path in data.rglob("COMMIT"):
+            is_coded = path.parents[1].name in ("coded", "transformed")
+            assert bool(json.loads(path.read_text())["flags"]) == is_coded
 
 
 def test_what_is_signed_and_noted():
@@ -267,6 +295,9 @@ def test_the_page_shows_what_is_stored():
     for row in re.findall(r'^"(?:rows|one)": .*$', page, re.MULTILINE):
         ((name, shown),) = json.loads(f"{{{row}}}").items()
         assert manifest_of(DATA / "sharded" / "checkpoint")["tensors"][name] == shown
+    shown = json.loads(re.sub(r"<(.*?)>", r'"\1"', re.search(r'^"mixed": (.*)$', page, re.MULTILINE)[1]))
+    shown[2][0][4][2] = b"".join(int(n).to_bytes(4, "little") for n in shown[2][0][4][2].split())
+    assert manifest_of(DATA / "coded" / "checkpoint")["tensors"]["mixed"] == shown
 
 
 def test_the_independent_reader_is_independent():
@@ -276,5 +307,5 @@ def test_the_independent_reader_is_independent():
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in node.names
     }
-    assert imports == {"hashlib", "itertools", "json", "math", "msgspec", "pathlib", "re"}
+    assert imports == {"hashlib", "itertools", "json", "math", "msgspec", "pathlib", "re", "zstandard"}
     assert independent.crc32c(b"123456789") == 0xE3069283

@@ -19,12 +19,14 @@ import torch
 import torch.distributed as dist
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint._extension import ZStandard
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import ckpt_cloud
 from ckpt_cloud import ObjectStoreWriter, TransferOptions
 from ckpt_cloud.format import pages
+from ckpt_cloud.transfer import encode
 
 DATA = Path(__file__).parents[1] / "data" / "format-v2"
 SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -108,6 +110,27 @@ def plain():
     }
 
 
+def coded():
+    """Tensors that compress, in part, and not at all; some too small to be coded; an item in a pack."""
+    mixed = torch.arange(6000, dtype=torch.int16)
+    mixed[2048:4096] = bits(torch.int16, (2048,))
+    return {
+        "zeros": torch.zeros(70, 40),
+        "mixed": mixed.view(60, 100),
+        "random": bits(torch.bfloat16, (50, 50)),
+        "complex": torch.zeros(600, dtype=torch.complex128),
+        "scalar": torch.tensor(2.5),
+        "empty": torch.empty(0, 3),
+        "long": "0123456789abcdef" * 300,
+        "step": 7,
+    }
+
+
+def transformed():
+    """Through a transform of DCP's: one stream for each chunk, small ones and items too."""
+    return {"w": torch.arange(3000.0).view(30, 100), "scalar": torch.tensor(3), "step": 7, "empty": torch.empty(0, 3)}
+
+
 def sharded():
     """Run on two ranks: rows, columns, a chunk for one rank only, and replicas of which one is stored."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -143,11 +166,13 @@ def expected(state, nested=True):
 
 OPTIONS = {"nested": TransferOptions(inline_limit=4096), "blocks": TransferOptions(block_size=4096)}
 OPTIONS["plain"] = OPTIONS["nested"]
+OPTIONS["coded"] = TransferOptions(inline_limit=4096, compression="zstd", frame_size=4096, block_size=4096)
 STATES = {"dtypes": dtypes, "nested": nested, "blocks": blocks, "planner-data": planned, "sharded": sharded}
-STATES |= {"per-rank": sharded, "plain": plain}
+STATES |= {"per-rank": sharded, "plain": plain, "coded": coded, "transformed": transformed}
 PLANNERS = {"planner-data": Notes, "plain": lambda: dcp.DefaultSavePlanner(False, False)}
 """Without flattening in the last: it makes strings of the keys of dicts."""
 MORE = {"plain": {"sign": SIGNER, "metrics": {"loss": 0.25}, "user_metadata": {"commit": "0123abc", "tags": ["x", 1]}}}
+MORE["transformed"] = {"extensions": [ZStandard()]}
 SMALL_PAGES = {"nested": 100, "sharded": 300, "plain": 200}
 """Others have one page of each kind."""
 
@@ -155,6 +180,8 @@ SMALL_PAGES = {"nested": 100, "sharded": 300, "plain": 200}
 def save(name, where):
     """On each rank."""
     state = STATES[name]()
+    # So that a chunk comes to lie in several objects.
+    encode.PACK_BYTES = encode.UNIT_BYTES = 4096
     pages.PAGE_BYTES = SMALL_PAGES.get(name, pages.PAGE_BYTES)
     writer = ObjectStoreWriter(where / "checkpoint", transfer=OPTIONS.get(name), **MORE.get(name, {}))
     planner = PLANNERS.get(name, dcp.DefaultSavePlanner)()

@@ -6,6 +6,7 @@ an error of ours is a finding; `RankFailed` too, which is how a foreign error co
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import io
@@ -18,6 +19,7 @@ from unittest.mock import patch
 import msgspec
 import numpy as np
 import torch
+from torch.distributed.checkpoint._extension import ZStandard
 
 import ckpt_cloud
 from ckpt_cloud import ObjectStoreReader, ObjectStoreWriter, StoreOptions, TransferOptions, bridge
@@ -25,11 +27,14 @@ from ckpt_cloud.errors import CkptCloudError, CorruptManifest, RankFailed
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format import pages, pickles, plain
 from ckpt_cloud.format import register as registers
+from ckpt_cloud.format.checksum import BlockSums
 from ckpt_cloud.format.pack import parse_header
 from ckpt_cloud.format.register import ManifestRef, Register
 from ckpt_cloud.items import screened
 from ckpt_cloud.stores import ObjectStore, open_store, parse_url
+from ckpt_cloud.transfer import encode
 from tests import forge
+from tests.fuzz import foreign
 from tests.fuzz.mutate import mutated, scrambled
 
 URL = "memory://fuzz/run"
@@ -73,6 +78,24 @@ class Seed:
     fields: dict[str, Any]
     manifest: bytes
     packs: dict[str, bytes]
+    url: str = URL
+
+
+@functools.cache
+def coded_seed(kind: str) -> Seed:
+    """Of chunks and an item in frames, or of streams; several objects."""
+    url = f"memory://fuzz/{kind}"
+    options = TransferOptions(block_size=4096, inline_limit=200, frame_size=4096)
+    how = {"compression": "zstd"} if kind == "frames" else {"extensions": [ZStandard()]}
+    with patch.multiple(encode, PACK_BYTES=5000, UNIT_BYTES=4096):
+        ckpt_cloud.save(_state(), storage_writer=ObjectStoreWriter(url, transfer=options, **how), no_dist=True)
+    store = open_store(parse_url(url), StoreOptions())
+    register, data = bridge.run(_opened(store))
+    manifest = forge.opened(data)
+    with patch.object(pages, "PAGE_BYTES", 100):
+        data = forge.changed(data)
+    packs = {entry.key: bridge.run(store.get(entry.key, limit=1 << 30))[0] for entry in manifest.objects}
+    return Seed(store, register, msgspec.msgpack.decode(msgspec.msgpack.encode(manifest)), data, packs, url)
 
 
 @functools.cache
@@ -98,9 +121,9 @@ async def _opened(store: ObjectStore) -> tuple[Register, bytes]:
     return register, body
 
 
-def commit(manifest: bytes) -> None:
+def commit(manifest: bytes, found: Seed | None = None) -> None:
     """Commits these bytes as the manifest, with the digest that fits them."""
-    found = seed()
+    found = found or seed()
     assert found.register.manifest is not None
     key = found.register.manifest.key
     try:
@@ -113,10 +136,10 @@ def commit(manifest: bytes) -> None:
     bridge.run(found.store.put("COMMIT", registers.encode(register)))
 
 
-def load() -> dict[str, Any]:
+def load(url: str = URL) -> dict[str, Any]:
     """What a user would get."""
     state = _blank(_state())
-    ckpt_cloud.load(state, storage_reader=ObjectStoreReader(URL, transfer=SMALL), no_dist=True)
+    ckpt_cloud.load(state, storage_reader=ObjectStoreReader(url, transfer=SMALL), no_dist=True)
     return state
 
 
@@ -124,11 +147,12 @@ def untouched() -> bytes:
     return seed().manifest
 
 
-def _with_other_values(rng: random.Random) -> bytes:
+def _with_other_values(rng: random.Random, found: Seed | None = None) -> bytes:
     """A manifest of version 1, or of version 2 with some of its pages changed, or its root, or both."""
+    found = found or seed()
     if rng.random() < 0.3:
-        return forge.in_one_piece(mutated(rng, seed().fields))
-    root, contents = forge.taken_apart(untouched())
+        return forge.in_one_piece(mutated(rng, found.fields))
+    root, contents = forge.taken_apart(found.manifest)
     which = rng.randrange(3)
     if which:
         kind = rng.choice(forge.KINDS)
@@ -203,6 +227,44 @@ def fuzz_pack(rng: random.Random) -> None:
         bridge.run(seed().store.put(key, data))
 
 
+def fuzz_coded(rng: random.Random) -> None:
+    """As `manifest`, where chunks and items are coded."""
+    found = coded_seed(rng.choice(["frames", "stream"]))
+    if rng.random() < 0.5:
+        commit(_with_other_values(rng, found), found)
+    else:
+        commit(_with_other_coding(rng, found), found)
+    load(found.url)
+
+
+def _with_other_coding(rng: random.Random, found: Seed) -> bytes:
+    """Only how one of the chunks, or the item, is coded."""
+    fields = copy.deepcopy(found.fields)
+    rows = [chunk for tensor in fields["tensors"].values() for chunk in tensor[2] if chunk[4]]
+    rows += [item for item in fields["items"].values() if item[5]]
+    row = rng.choice(rows)
+    row[-1] = mutated(rng, row[-1])
+    return forge.in_one_piece(fields)
+
+
+def fuzz_coded_bytes(rng: random.Random) -> None:
+    """Other stored bytes under checksums that fit: what undoes all the same is of the right length."""
+    found = coded_seed(rng.choice(["frames", "stream"]))
+    fields = copy.deepcopy(found.fields)
+    number = rng.randrange(len(fields["objects"]))
+    entry = fields["objects"][number]
+    data = scrambled(rng, found.packs[entry[0]])[: entry[1]].ljust(entry[1], b"\0")
+    sums = BlockSums(entry[2])
+    sums.update(data)
+    entry[3] = sums.finish()
+    bridge.run(found.store.put(entry[0], data))
+    try:
+        commit(forge.in_one_piece(fields), found)
+        load(found.url)
+    finally:
+        bridge.run(found.store.put(entry[0], found.packs[entry[0]]))
+
+
 def fuzz_header(rng: random.Random) -> None:
     """The header of a pack, as recovery reads it."""
     data = rng.choice(list(seed().packs.values()))
@@ -242,7 +304,9 @@ ITEMS: tuple[Any, ...] = (
 )
 
 TARGETS: dict[str, Callable[[random.Random], None]] = {
-    name.removeprefix("fuzz_"): value for name, value in list(globals().items()) if name.startswith("fuzz_")
+    name.removeprefix("fuzz_"): value
+    for name, value in [*globals().items(), *vars(foreign).items()]
+    if name.startswith("fuzz_")
 }
 
 

@@ -125,6 +125,23 @@ class TestDcp:
         dcp.load(got, storage_reader=ForeignReader(url, extensions=registry), no_dist=True)
         assert same(got, state)
 
+    def test_several_extensions_are_undone_in_reverse(self, state, tmp_path):
+        """Which DCP's own reader does not: it undoes first what was done first."""
+        extensions = [_extension.ZStandard(), Flip()]
+        url = save_dcp(state, tmp_path / "saved", _extensions=extensions)
+        registry = _extension.ExtensionRegistry()
+        registry.register(Flip)
+        got = zeros_like(state)
+        dcp.load(got, storage_reader=ForeignReader(url, extensions=registry), no_dist=True)
+        assert same(got, state)
+
+    def test_a_transform_that_fails_names_the_tensor(self, tmp_path):
+        url = save_dcp({"w": torch.ones(9000)}, tmp_path / "saved", _extensions=[_extension.ZStandard()])
+        (file,) = (tmp_path / "saved").glob("*.distcp")
+        file.write_bytes(bytes(byte ^ 0x55 for byte in file.read_bytes()))
+        with pytest.raises(CorruptFile, match="'w' cannot be undone"):
+            ckpt_cloud.load({"w": torch.zeros(9000)}, checkpoint_id=url, no_dist=True)
+
     def test_an_extension_that_is_not_is_named(self, state, tmp_path):
         url = save_dcp(state, tmp_path / "saved", _extensions=[Flip()])
         with pytest.raises(Unsupported, match=r"test\.flip/1"):

@@ -89,9 +89,8 @@ def _ranks(contents: Contents) -> str:
     ranks = writers(manifest)
     shards = [0] * len(manifest.objects)
     for tensor in manifest.tensors.values():
-        for chunk in tensor.chunks:
-            if chunk.object >= 0:
-                shards[chunk.object] += 1
+        for number in (number for chunk in tensor.chunks for number in set(chunk.objects)):
+            shards[number] += 1
     count = min(_MOST_RANKS, max(ranks, default=-1) + 1)
     sizes = [sum(e.size for e, r in zip(manifest.objects, ranks, strict=True) if r == rank) for rank in range(count)]
     scale = (_WIDTH - _LABEL) / max([*sizes, 1])
