@@ -19,6 +19,8 @@ from ckpt_cloud import bridge, protocol
 from ckpt_cloud.commit import admit, open_manifest, publish, read_register
 from ckpt_cloud.errors import (
     AttemptAborted,
+    CheckpointExists,
+    CheckpointPerRank,
     ChecksumMismatch,
     CkptCloudError,
     CommitStateUnknown,
@@ -29,7 +31,7 @@ from ckpt_cloud.errors import (
 from ckpt_cloud.events import Listener, Recorder, Report, fan_out
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.checksum import first_bad_block
-from ckpt_cloud.format.layout import manifest_key, mint_id, pack_key
+from ckpt_cloud.format.layout import RANK_PREFIX, manifest_key, mint_id, pack_key
 from ckpt_cloud.format.manifest import Manifest, ObjectEntry
 from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
 from ckpt_cloud.planning.save import Sizes, part_size_for
@@ -52,7 +54,7 @@ class Copied:
 
     Attributes:
         url: of the copy.
-        attempt: its own id; that of the source stays with the source.
+        attempt: its own id; that of the source stays with the source. Empty where ranks saved without coordination.
         report: bytes, requests and seconds.
     """
 
@@ -77,6 +79,8 @@ def copy(
 ) -> Copied:
     """Copies the checkpoint at `source` to `target`, where it becomes visible by one conditional write at the end.
 
+    What ranks saved without coordination is copied rank by rank, each visible by a conditional write of its own.
+
     Every block is checked against its checksum before it is sent on. Memory stays within
     `transfer.memory_budget` and one range for each object under way, whatever the size of the checkpoint.
 
@@ -95,24 +99,52 @@ def copy(
         KeyboardInterrupt: what was uploaded is deleted first, unless the commit was under way.
     """
     options = transfer or TransferOptions()
-    places = (
-        Place.at(parse_url(source), source_store or StoreOptions()),
-        Place.at(parse_url(target), target_store or StoreOptions()),
-    )
     recorder = Recorder(fan_out(on_event, bar("copy") if progress else None))
     staging = Staging(Budget(options.memory_budget), options.range_size, plain_memory)
     signer = None if sign is None else Signer(sign)
-    work = _Copy(*places, overwrite, read_back, options, commit or CommitOptions(), staging, signer, recorder)
+    origin, goal = parse_url(source), parse_url(target)
+
+    def one(rank: str = "") -> str:
+        places = (
+            Place.at(origin.child(rank) if rank else origin, source_store or StoreOptions()),
+            Place.at(goal.child(rank) if rank else goal, target_store or StoreOptions()),
+        )
+        work = _Copy(*places, overwrite, read_back, options, commit or CommitOptions(), staging, signer, recorder)
+        return _run(work)
+
     try:
-        with recorder.phase("copy"):
-            attempt = bridge.run(work.run())
+        attempt = one()
+    except CheckpointPerRank:
+        bridge.run(_refuse_whole(Place.at(goal, target_store or StoreOptions())))
+        for rank in bridge.run(_ranks_at(Place.at(origin, source_store or StoreOptions()))):
+            one(rank)
+        attempt = ""
+    return Copied(goal.url, attempt, recorder.report)
+
+
+def _run(work: _Copy) -> str:
+    """Copies, or cleans up."""
+    try:
+        with work.recorder.phase("copy"):
+            return bridge.run(work.run())
     except (KeyboardInterrupt, CkptCloudError) as failure:
         # What is cancelled is still cleaning up.
         work.ended.wait(_END_S)
         if not (isinstance(failure, CommitStateUnknown) or (isinstance(failure, KeyboardInterrupt) and work.in_doubt)):
             bridge.run(work.discard())
         raise
-    return Copied(places[1].location.url, attempt, recorder.report)
+
+
+async def _ranks_at(place: Place) -> list[str]:
+    return [name for name in await place.control.list_children() if name.startswith(RANK_PREFIX)]
+
+
+async def _refuse_whole(place: Place) -> None:
+    """A checkpoint of all ranks would hide those of single ones."""
+    register = (await read_register(place.control)).register
+    if register is not None and register.state == "committed":
+        hint = "choose another URL: a checkpoint of single ranks cannot replace it"
+        raise CheckpointExists("a committed checkpoint of all ranks is already here", place.location.url, hint)
 
 
 @dataclass(slots=True)
@@ -177,7 +209,7 @@ class _Copy:
     async def _objects(self, manifest: Manifest, attempt: str) -> list[ObjectEntry]:
         total = sum(entry.size for entry in manifest.objects)
         self.recorder.expect("copy", "up", total)
-        self.recorder.report.bytes_needed = total
+        self.recorder.report.bytes_needed += total
         gate = asyncio.Semaphore(_OBJECTS_AT_ONCE)
 
         async def one(number: int, entry: ObjectEntry) -> ObjectEntry:

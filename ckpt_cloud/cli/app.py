@@ -5,16 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from ckpt_cloud.cli.ending import end_with
+from ckpt_cloud.cli.ending import end_unwritten, end_with, interrupted
 from ckpt_cloud.errors import CkptCloudError
 from ckpt_cloud.version import VERSION
 
+FORMATS = ("ckpt-cloud", "dcp", "safetensors", "torch")
+"""That convert writes."""
+
+
+class _Commands(TyperGroup):
+    """Commands that leave anything when they are interrupted say so themselves."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            interrupted("nothing was changed")
+        except CkptCloudError:
+            raise  # some are OSErrors as well
+        except OSError as error:
+            end_unwritten(error)
+
+
 app = typer.Typer(
     name="ckpt-cloud",
+    cls=_Commands,
     help="Look after checkpoints on object stores.",
     epilog="Exit status: 0 done, 1 nothing found or taken, or a difference, 2 wrong request, 3 try again, "
     "4 damaged data, 130 interrupted.",
@@ -33,20 +53,20 @@ Url = Annotated[str, typer.Argument(help="URL of a checkpoint.")]
 def main() -> None:
     """Entry point: a user's mistake ends in a message and an exit status, never in a traceback."""
     try:
-        app()
+        app(prog_name="ckpt-cloud")
     except CkptCloudError as error:
         end_with(error)
 
 
 @contextmanager
-def _suggesting(url: str) -> Iterator[None]:
-    """An error about a URL that is not there names those near it."""
+def _suggesting(*urls: str) -> Iterator[None]:
+    """An error about one of `urls`, which is not there, names those near it."""
     try:
         yield
     except CkptCloudError as error:
         from ckpt_cloud.cli.nearby import with_suggestion
 
-        raise with_suggestion(error, url) from None
+        raise with_suggestion(error, urls) from None
 
 
 @app.callback(invoke_without_command=True)
@@ -59,12 +79,16 @@ def _root(
 
 
 @app.command(epilog="Example: ckpt-cloud ls s3://bucket/run")
-def ls(root: Root, json: Json = False) -> None:
+def ls(
+    root: Root,
+    all_: Annotated[bool, typer.Option("--all", help="Deleted and aborted ones too.")] = False,
+    json: Json = False,
+) -> None:
     """List the checkpoints under ROOT with their state and metrics, oldest first."""
     from ckpt_cloud.cli import ls as command
 
     with _suggesting(root):
-        command.run(root, as_json=json)
+        command.run(root, all_=all_, as_json=json)
 
 
 @app.command(epilog="Example: ckpt-cloud show s3://bucket/run/step-100 --depth 2")
@@ -93,7 +117,7 @@ def diff(
     """Compare two checkpoints: keys, shapes, dtypes, and on demand values. Status 1 if they differ."""
     from ckpt_cloud.cli import diff as command
 
-    with _suggesting(first), _suggesting(second):
+    with _suggesting(first, second):
         command.run(first, second, values=values, as_json=json)
 
 
@@ -121,7 +145,7 @@ def rm(
     """Delete checkpoints: first their visibility, then their data. Shows them and asks."""
     from ckpt_cloud.cli import rm as command
 
-    with _suggesting(urls[0]):
+    with _suggesting(*urls):
         command.run(urls, yes=yes, as_json=json)
 
 
@@ -139,7 +163,8 @@ def gc(
     """
     from ckpt_cloud.cli import gc as command
 
-    command.run(root, older_than_hours=older_than, delete=delete, yes=yes, as_json=json)
+    with _suggesting(root):
+        command.run(root, older_than_hours=older_than, delete=delete, yes=yes, as_json=json)
 
 
 @app.command(epilog="Example: ckpt-cloud convert s3://bucket/run/step-100 s3://bucket/model --to safetensors")
@@ -147,9 +172,14 @@ def convert(
     source: Annotated[str, typer.Argument(help="URL of a checkpoint of any format, or of a file.")],
     destination: Annotated[str, typer.Argument(help="URL to write to.")],
     *,
-    to: Annotated[str, typer.Option(metavar="FORMAT", help="ckpt-cloud, dcp, safetensors or torch.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="FORMAT", help="ckpt-cloud, dcp, safetensors or torch.", autocompletion=lambda: list(FORMATS)
+        ),
+    ],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DESTINATION.")] = False,
-    max_shard: Annotated[float, typer.Option(metavar="GB", help="Of one safetensors file.")] = 5,
+    max_shard: Annotated[float, typer.Option(min=0.001, metavar="GB", help="Of one safetensors file.")] = 5,
     dequantize: Annotated[str, typer.Option(metavar="DTYPE", help="Multiply fp8 weights out, to bfloat16, ...")] = "",
     trust: Annotated[bool, typer.Option("--trust", help="Open items that could run code.")] = False,
     json: Json = False,
@@ -158,7 +188,8 @@ def convert(
     from ckpt_cloud.cli import convert as command
 
     how = command.How(to, overwrite, int(max_shard * 1e9), dequantize, trust)
-    command.run(source, destination, how, as_json=json)
+    with _suggesting(source):
+        command.run(source, destination, how, as_json=json)
 
 
 @app.command(epilog="Example: ckpt-cloud uploads s3://bucket/run --older-than 24 --abort")
@@ -172,7 +203,8 @@ def uploads(
     """List unfinished multipart uploads under ROOT, which no listing shows and which are billed; --abort ends them."""
     from ckpt_cloud.cli import uploads as command
 
-    command.run(root, older_than_hours=older_than, abort=abort, yes=yes, as_json=json)
+    with _suggesting(root):
+        command.run(root, older_than_hours=older_than, abort=abort, yes=yes, as_json=json)
 
 
 @app.command(epilog="Example: ckpt-cloud resolve s3://bucket/run/step-100")
@@ -186,7 +218,8 @@ def resolve(
     """
     from ckpt_cloud.cli import resolve as command
 
-    command.run(url, as_json=json)
+    with _suggesting(url):
+        command.run(url, as_json=json)
 
 
 @app.command(epilog="Example: ckpt-cloud doctor s3://bucket/run")
@@ -201,7 +234,8 @@ def doctor(
     """
     from ckpt_cloud.cli import doctor as command
 
-    command.run(url, size_mib=size, as_json=json)
+    with _suggesting(url):
+        command.run(url, size_mib=size, as_json=json)
 
 
 @app.command(epilog="Example: ckpt-cloud bench s3://bucket/bench --size 1024")
@@ -214,7 +248,8 @@ def bench(
     """Save, load and compare a state of random numbers, and print how fast that was."""
     from ckpt_cloud.cli import bench as command
 
-    command.run(root, size_mib=size, tensors=tensors, as_json=json)
+    with _suggesting(root):
+        command.run(root, size_mib=size, tensors=tensors, as_json=json)
 
 
 @app.command(epilog="Example: ckpt-cloud verify s3://bucket/run/step-100 --deep")
@@ -229,4 +264,5 @@ def verify(
     """Check a whole checkpoint: the manifest and the sizes of all objects; --deep also reads every byte."""
     from ckpt_cloud.cli import verify as command
 
-    command.run(url, deep=deep, trusted_keys=trusted_key or None, as_json=json)
+    with _suggesting(url):
+        command.run(url, deep=deep, trusted_keys=trusted_key or None, as_json=json)

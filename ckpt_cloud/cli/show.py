@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rich.filesize import decimal
-from rich.table import Table
+from rich.table import Column, Table
 from rich.tree import Tree
 
 from ckpt_cloud.cli.contents import Contents, item_bytes, read, shape_text, tensor_bytes
@@ -89,7 +89,7 @@ def _leaves(contents: Contents) -> list[Leaf]:
     for name, tensor in manifest.tensors.items():
         said = f"{tensor.dtype}  {shape_text(tensor)}"
         where = len({number for chunk in tensor.chunks for number in chunk.objects})
-        shards = f"  {len(tensor.chunks)} shards in {where} objects" if len(tensor.chunks) > 1 else ""
+        shards = f"  {len(tensor.chunks)} shards in {where} object(s)" if len(tensor.chunks) > 1 else ""
         leaves.append((name, tensor_bytes(tensor), said + shards + _coding([c.coded for c in tensor.chunks])))
     leaves += [(name, item_bytes(item), "item" + _coding([item.coded])) for name, item in manifest.items.items()]
     return leaves
@@ -131,7 +131,7 @@ def _row(name: str, size: int, said: str) -> Table:
 
 
 def _objects(contents: Contents) -> Table:
-    table = Table("object", "size", "tensors", box=None)
+    table = Table(Column("object", overflow="fold"), "size", "tensors", box=None)
     held: dict[int, int] = {}
     for number in _stored_in(contents):
         held[number] = held.get(number, 0) + 1

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from ckpt_cloud.errors import InvalidOption
 from ckpt_cloud.events import Listener, Report, fan_out
+from ckpt_cloud.manager.policies import Policy
+from ckpt_cloud.manager.save_policies import SavePolicy, waits_for_signals
 from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
 from ckpt_cloud.reader import ObjectStoreReader
 from ckpt_cloud.signing import SignWith, TrustedKey
@@ -102,8 +104,14 @@ def checked_step(step: int) -> int:
     return step
 
 
-def check_options(when_busy: str, prefix: str) -> None:
+def check_options(when_busy: str, prefix: str, keep: object, save_when: object, sigterm_grace_s: float | None) -> None:
     """Refuses what would fail later."""
+    if not isinstance(keep, Policy | None):
+        raise InvalidOption(f"keep is {keep!r}; it must be a policy, such as LastN(3)")
+    if not isinstance(save_when, SavePolicy | None):
+        raise InvalidOption(f"save_when is {save_when!r}; it must be a policy, such as SaveEveryNSteps(1000)")
+    if sigterm_grace_s is None and waits_for_signals(save_when):
+        raise InvalidOption("SaveOnPreemption waits for a signal to which nobody listens", hint="give sigterm_grace_s=")
     if when_busy not in ("wait", "skip", "refuse"):
         raise InvalidOption(f"when_busy is {when_busy!r}; it must be 'wait', 'skip' or 'refuse'")
     if "/" in prefix or prefix in ("data", "rank-"):
