@@ -13,6 +13,8 @@
     │   ├── InvalidOption           an option outside its range, or two that exclude each other
     │   ├── BucketNotFound
     │   ├── MissingCredentials
+    │   ├── EncryptionKeyMissing    the checkpoint is encrypted, and no key was given
+    │   ├── WrongEncryptionKey      the checkpoint was encrypted with another key
     │   ├── PermissionDenied
     │   ├── WrongRegion
     │   ├── UntrustedServer         its TLS certificate is not accepted
@@ -37,6 +39,7 @@
     │   ├── CorruptManifest
     │   ├── CorruptCommit
     │   ├── ChecksumMismatch
+    │   ├── DecryptionFailed        an encrypted object was changed, cut short, or is another's
     │   ├── SignatureError          not signed, or by nobody who is trusted
     │   ├── MissingObject
     │   ├── CorruptFile             a file of another format contradicts itself or its index
@@ -199,6 +202,18 @@ class MissingCredentials(FixRequest):
     kind = "missing-credentials"
 
 
+class EncryptionKeyMissing(FixRequest):
+    """The checkpoint is encrypted, and no key was given, or none for the key id that it names."""
+
+    kind = "encryption-key-missing"
+
+
+class WrongEncryptionKey(FixRequest):
+    """The checkpoint was encrypted with another key than the one that was given."""
+
+    kind = "wrong-encryption-key"
+
+
 class PermissionDenied(FixRequest, PermissionError):
     """The store refused the credentials, or they lack a permission."""
 
@@ -336,6 +351,17 @@ class ChecksumMismatch(Damaged):
     """Bytes came back other than they were saved, twice."""
 
     kind = "checksum-mismatch"
+
+
+class DecryptionFailed(Damaged):
+    """Blocks of an encrypted object are not what was encrypted there: changed, moved, cut short, or another's.
+
+    Attributes:
+        ranges: bytes of the object as it was saved that cannot be had, first and end of each.
+    """
+
+    kind = "decryption-failed"
+    ranges: tuple[tuple[int, int], ...] = ()
 
 
 class SignatureError(Damaged):

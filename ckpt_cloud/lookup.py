@@ -7,7 +7,9 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable
 
 from ckpt_cloud import commit
-from ckpt_cloud.errors import CorruptManifest, NotFound, RangeNotSatisfiable, SignatureError
+from ckpt_cloud.commit import NO_KEYS
+from ckpt_cloud.encryption import Keys
+from ckpt_cloud.errors import CorruptManifest, DecryptionFailed, NotFound, RangeNotSatisfiable, SignatureError
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.layout import check_key
 from ckpt_cloud.format.pages import Page, Root, check_page, decode_root, page_of
@@ -17,8 +19,10 @@ from ckpt_cloud.stores import ObjectStore
 Accept = Callable[[Register, str], None]
 
 
-async def open_part(store: ObjectStore, keys: Collection[str], accept: Accept | None) -> tuple[ManifestRef, bytes]:
-    """What `commit.open_manifest` gives, but with the tensors and items `keys` alone; those that are not there lack.
+async def open_part(
+    store: ObjectStore, keys: Collection[str], accept: Accept | None, encryption: Keys = NO_KEYS
+) -> tuple[Register, ManifestRef, bytes]:
+    """The register, and a manifest with the tensors and items `keys` alone; those that are not there lack.
 
     Of a manifest of a million chunks it fetches some hundred KiB for a tensor.
 
@@ -26,17 +30,20 @@ async def open_part(store: ObjectStore, keys: Collection[str], accept: Accept | 
         As `commit.open_manifest`.
     """
     try:
-        return await _open_part(store, keys, accept)
-    except (CorruptManifest, SignatureError):
+        return await _open_part(store, keys, accept, encryption)
+    except (CorruptManifest, DecryptionFailed, SignatureError):
         # A bit that flipped on the way is right the second time.
-        return await _open_part(store, keys, accept)
+        return await _open_part(store, keys, accept, encryption)
 
 
-async def _open_part(store: ObjectStore, keys: Collection[str], accept: Accept | None) -> tuple[ManifestRef, bytes]:
-    reference = await commit.committed(store, accept)
+async def _open_part(
+    store: ObjectStore, keys: Collection[str], accept: Accept | None, encryption: Keys
+) -> tuple[Register, ManifestRef, bytes]:
+    register, reference = await commit.committed(store, accept)
+    unsealed = await encryption.unsealed(store, register)
     if not reference.root:
-        return await commit.open_manifest(store, accept)
-    where = _Pages(store, reference)
+        return register, reference, await commit.read_manifest(unsealed, reference)
+    where = _Pages(unsealed, reference)
     root = await where.root()
     tensors = await where.fetch(page_of(root.tensors, key) for key in keys)
     items = await where.fetch(page_of(root.items, key) for key in keys)
@@ -48,7 +55,7 @@ async def _open_part(store: ObjectStore, keys: Collection[str], accept: Accept |
     objects = await where.fetch(page_of(root.objects, number) for number in numbers)
     part = manifests.part(root, found, stored, [(page.first, data) for page, data in objects.items()], where.url)
     data = manifests.encode(part)
-    return manifests.reference(reference.key, data), data
+    return register, manifests.reference(reference.key, data), data
 
 
 class _Pages:

@@ -25,12 +25,14 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from ckpt_cloud import bridge, commit, garbage, gpu, lookup
+from ckpt_cloud.encryption import EncryptionKey, Keys
 from ckpt_cloud.errors import (
     CheckpointChanged,
     CheckpointNotFound,
     CkptCloudError,
     CorruptManifest,
     Damaged,
+    InvalidOption,
     StateMismatch,
 )
 from ckpt_cloud.events import Listener, Recorder, Report, fan_out
@@ -71,18 +73,21 @@ class _Load:
 class ObjectStoreReader(StorageReader):
     """Loads checkpoints that `ObjectStoreWriter` saved, into any number of ranks and any sharding.
 
-    Every byte is checked against a checksum that was taken before it was uploaded, and opening a checkpoint runs no
-    code from it.
+    Every byte is checked against a checksum that was taken before it was uploaded, unless `verify` is off, and opening
+    a checkpoint runs no code from it.
 
     Args:
         url: of the checkpoint. May be left out and given to DCP as `checkpoint_id`.
         store, transfer: as for `ObjectStoreWriter`.
         memory_budget: bytes of fetched ranges in this process, 512 MiB by default.
+        verify: check what comes. If off, bytes of tensors are taken as they come, and not read to the ends of their
+            blocks; the manifest is checked all the same. `report.verified` says it.
         cast: convert elements when a tensor of the state has another dtype than the stored one; an error otherwise.
         trust: open non-tensor items that could run code. Only for checkpoints whose writer you trust.
         trusted_keys: Ed25519 public keys (objects, paths of PEM files, PEM as bytes) of those whose checkpoints may be
             loaded; every byte is then held against what they signed. Needs `ckpt-cloud[crypto]`.
         require_signature: refuse what is not signed; by default whenever there are `trusted_keys`.
+        encryption_key: of encrypted checkpoints, as for `ObjectStoreWriter`; others load with it too.
         on_event: is called with every event, from any thread.
         progress: show a bar on rank 0 with bytes, rate and time left; never where there is no terminal.
 
@@ -97,10 +102,12 @@ class ObjectStoreReader(StorageReader):
         store: StoreOptions | None = None,
         transfer: TransferOptions | None = None,
         memory_budget: int | None = None,
+        verify: bool = True,
         cast: bool = False,
         trust: bool = False,
         trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
         require_signature: bool | None = None,
+        encryption_key: EncryptionKey | Keys | None = None,
         on_event: Listener | None = None,
         progress: bool = False,
         **store_options: Any,
@@ -110,6 +117,10 @@ class ObjectStoreReader(StorageReader):
         self._cast = cast
         self._trust = trust
         self._signers = Trust.of(trusted_keys, require_signature)
+        self._keys = Keys.of(encryption_key)
+        self._verify = verify
+        if not verify and (self._signers.keys or self._signers.required):
+            raise InvalidOption("verify=False leaves unread what a signature is held against", hint="leave one out")
         self._on_event = fan_out(on_event, bar("load") if progress else None)
         # What follows changes: the URL with every reset, the rest with every load.
         self._url = url
@@ -159,6 +170,7 @@ class ObjectStoreReader(StorageReader):
         Raises:
             CheckpointNotFound, CheckpointIncomplete, CheckpointDeleted: nothing to load here.
             CorruptCommit, CorruptManifest, Unsupported: it cannot be understood.
+            EncryptionKeyMissing, WrongEncryptionKey: it is encrypted, and the `encryption_key` does not open it.
             BucketNotFound, PermissionDenied, MissingCredentials, StoreUnavailable, ...: within seconds.
         """
         place = Place.at(location_of(self._url), self._settings.store)
@@ -236,7 +248,7 @@ class ObjectStoreReader(StorageReader):
         Raises:
             StateMismatch: a dtype differs (and `cast` is off); nothing was changed.
             UntrustedItem: an item that could run code (and `trust` is off).
-            ChecksumMismatch, MissingObject, CorruptManifest: what is stored is not what was saved.
+            ChecksumMismatch, DecryptionFailed, MissingObject, CorruptManifest: what is stored is not what was saved.
             CheckpointChanged, CheckpointDeleted: replaced or deleted meanwhile, and its data collected.
         """
         load = self._current()
@@ -247,7 +259,7 @@ class ObjectStoreReader(StorageReader):
                 reads.check_dtypes(load.place.location.url, cast=self._cast)
                 fetches = plan_fetches(
                     reads.wants,
-                    load.manifest.objects,
+                    load.manifest.objects if self._verify else _in_bytes(load.manifest.objects),
                     range_size=self._settings.transfer.range_size,
                     gap_size=self._settings.transfer.gap_size,
                 )
@@ -269,22 +281,19 @@ class ObjectStoreReader(StorageReader):
                 load.manifest.objects,
                 options=self._settings.transfer,
                 recorder=load.recorder,
+                verify=self._verify,
             )
         except Damaged as damage:
             raise await commit.explained(load.place.control, load.manifest.attempt, damage) from None
 
     def _open(self, place: Place, keys: Collection[str] | None = None) -> Opened:
-        registers: list[Register] = []
-
-        def accept(register: Register, url: str) -> None:
-            self._signers.check(register, url)
-            registers.append(register)
-
-        if keys is None:
-            reference, data = bridge.run(commit.open_manifest(place.control, accept))
-        else:
-            reference, data = bridge.run(lookup.open_part(place.control, frozenset(keys), accept))
-        return Opened(reference, data, registers[-1])
+        accept = self._signers.check
+        if keys is not None:
+            register, reference, data = bridge.run(lookup.open_part(place.control, frozenset(keys), accept, self._keys))
+            return Opened(reference, data, register)
+        register, data = bridge.run(commit.open_manifest(place.control, accept, self._keys))
+        assert register.manifest is not None, "it is committed"
+        return Opened(register.manifest, data, register)
 
     def _begin(self, place: Place) -> Metadata:
         recorder = Recorder(self._on_event, rank=rank_here())
@@ -296,6 +305,9 @@ class ObjectStoreReader(StorageReader):
             where = f"{place.location.url}/{opened.reference.key}"
             with garbage.paused():
                 manifest, metadata = self._understood(opened, where)
+            unsealed = bridge.run(self._keys.unsealed(place.data, opened.register, manifest.objects))
+            place = dataclasses.replace(place, data=unsealed)
+        recorder.report.verified = self._verify
         self._load = _Load(place, manifest, recorder)
         self._error = None
         meta = metadata.storage_meta or StorageMeta()
@@ -319,6 +331,11 @@ class ObjectStoreReader(StorageReader):
 def _without_digests(manifest: Manifest) -> Manifest:
     """To one who trusts no signature they say no more than checksums, and take longer."""
     return structs.replace(manifest, objects=[structs.replace(entry, digests=b"") for entry in manifest.objects])
+
+
+def _in_bytes(objects: list[ObjectEntry]) -> list[ObjectEntry]:
+    """As if every byte were a block of its own: nothing is read beside what is needed."""
+    return [structs.replace(entry, block_size=1) for entry in objects]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ckpt_cloud import bridge, commit
-from ckpt_cloud.errors import CheckpointPerRank, NotFound, RangeNotSatisfiable
+from ckpt_cloud.encryption import EncryptionKey, Keys
+from ckpt_cloud.errors import CheckpointPerRank, DecryptionFailed, NotFound, RangeNotSatisfiable
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.checksum import bad_blocks
 from ckpt_cloud.format.layout import DATA_PREFIX, RANK_PREFIX
@@ -87,6 +88,7 @@ def verify(
     transfer: TransferOptions | None = None,
     trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
     require_signature: bool | None = None,
+    encryption_key: EncryptionKey | Keys | None = None,
 ) -> Verification:
     """Checks the checkpoint at `url` and reports all that is wrong with it.
 
@@ -100,15 +102,21 @@ def verify(
         store: as for `ObjectStoreReader`.
         transfer: its `max_requests` and `range_size` are used.
         trusted_keys, require_signature: as for `ObjectStoreReader`; with keys, `deep` reads against what was signed.
+        encryption_key: likewise.
 
     Raises:
         CheckpointNotFound, CheckpointIncomplete, CheckpointDeleted: there is nothing to check.
         CorruptCommit, CorruptManifest, Unsupported: it cannot even be opened.
         SignatureError: it is not signed by one of the keys.
+        EncryptionKeyMissing, WrongEncryptionKey: it is encrypted, and the key does not open it.
         StoreUnavailable, PermissionDenied, ...: the check did not end, so it says nothing.
     """
+    keys = Keys.of(encryption_key)
+    # Locals may be shown beside a traceback.
+    del encryption_key
     location = parse_url(url)
-    how = _How(store or StoreOptions(), transfer or TransferOptions(), Trust.of(trusted_keys, require_signature), deep)
+    signers = Trust.of(trusted_keys, require_signature)
+    how = _How(store or StoreOptions(), transfer or TransferOptions(), signers, keys, deep)
     return bridge.run(_verify(location, how, whole=True))
 
 
@@ -119,22 +127,25 @@ class _How:
     store: StoreOptions
     transfer: TransferOptions
     signers: Trust
+    keys: Keys
     deep: bool
 
 
 async def _verify(location: Location, how: _How, *, whole: bool) -> Verification:
     control = open_store(location, how.store, first_contact=True)
     try:
-        reference, data = await commit.open_manifest(control, how.signers.check)
+        register, data = await commit.open_manifest(control, how.signers.check, how.keys)
     except CheckpointPerRank:
         return await _verify_ranks(control, location, how)
+    reference = register.manifest
+    assert reference is not None, "it is committed"
     where = f"{location.url}/{reference.key}"
     manifest = manifests.decode(data, reference, where)
     how.signers.check_covers(manifest, where)
     found = Verification(location.url, manifest.attempt, how.deep, objects=len(manifest.objects))
     found.size_bytes = sum(entry.size for entry in manifest.objects)
     found.faults += [Fault(reference.key, message) for message in faults(manifest, whole=whole)]
-    stored = open_store(location, how.store)
+    stored = await how.keys.unsealed(open_store(location, how.store), register, manifest.objects)
     there = await _look(stored, manifest, found)
     if how.deep:
         await _Reading(stored, found, how.transfer).all(there)
@@ -203,6 +214,11 @@ class _Reading:
                 data = await self._store.get_range(entry.key, start, end)
             except (NotFound, RangeNotSatisfiable) as error:
                 self._found.faults.append(Fault(entry.key, f"it went while it was read: {error.message}", start, end))
+                return
+            except DecryptionFailed as error:
+                # All else of the range is what was encrypted.
+                message = "bytes are not what was encrypted there"
+                self._found.faults += [Fault(entry.key, message, low, high) for low, high in error.ranges]
                 return
             self._found.bytes_read += len(data)
             first = start // entry.block_size

@@ -26,9 +26,11 @@ from ckpt_cloud import bridge, commit, garbage, gpu, protocol
 from ckpt_cloud import metadata as metadata_room
 from ckpt_cloud.annotations import Annotations
 from ckpt_cloud.batch import sorted_out
+from ckpt_cloud.encryption import EncryptionKey, Keys, Seal
 from ckpt_cloud.errors import AttemptAborted, CkptCloudError, InvalidOption, UnsupportedTensor
 from ckpt_cloud.events import Listener, Recorder, Report, fan_out
 from ckpt_cloud.format.layout import manifest_key, mint_id, pack_key
+from ckpt_cloud.format.sealing import sealed_size
 from ckpt_cloud.metadata import rank_here, world_size
 from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
 from ckpt_cloud.progress import bar
@@ -52,6 +54,8 @@ class _Save:
     """How many ranks save beside each other without coordination; None when there is one checkpoint for all."""
     seen: Seen | None
     """The register as it was before; only where this rank may commit."""
+    seal: Seal | None
+    """What encrypts it."""
     keys: list[str] = field(default_factory=list)
     """What this rank has begun to write."""
 
@@ -73,6 +77,10 @@ class ObjectStoreWriter(StorageWriter):
         allow_unsafe_commit: save even where the store ignores conditional writes.
         sign: an Ed25519 private key (object, path of a PEM file, PEM as bytes), or a function from what is to be signed
             to the signature. `COMMIT` is signed, and through it every byte. Needs `ckpt-cloud[crypto]`.
+        encryption_key: encrypt all data and the manifest on this side, by AES-256-GCM: 32 bytes, the same as
+            hexadecimal digits or Base64, a `pathlib.Path` of a file that holds one of these, or a function from a key
+            id to one. Give all ranks the same. Needs `ckpt-cloud[crypto]`.
+        encryption_key_id: what `COMMIT` calls the key, for who will have to find it; a check value by default.
         on_event: is called with every event, from any thread.
         progress: show a bar on rank 0 with bytes, rate and time left; never where there is no terminal.
         metrics: numbers to keep in `COMMIT`, such as a loss; `list_checkpoints` shows them.
@@ -93,6 +101,8 @@ class ObjectStoreWriter(StorageWriter):
         memory_budget: int | None = None,
         allow_unsafe_commit: bool = False,
         sign: SignWith | None = None,
+        encryption_key: EncryptionKey | Keys | None = None,
+        encryption_key_id: str | None = None,
         on_event: Listener | None = None,
         progress: bool = False,
         metrics: Mapping[str, float] | None = None,
@@ -106,6 +116,7 @@ class ObjectStoreWriter(StorageWriter):
         self._signer = None if sign is None else Signer(sign)
         if self._signer:
             self._settings = replace(self._settings, transfer=replace(self._settings.transfer, block_digests=True))
+        self._keys = Keys.of(encryption_key, encryption_key_id)
         self._overwrite = overwrite
         self._on_event = fan_out(on_event, bar("save") if progress else None)
         self._stop: bridge.Stop | None = bridge.Stop()
@@ -165,6 +176,7 @@ class ObjectStoreWriter(StorageWriter):
             CheckpointExists: a committed checkpoint is there and `overwrite` is off.
             AttemptAborted: this machine's clock is behind that of one that deleted or collected here.
             Unsupported: the store ignores conditional writes.
+            EncryptionKeyMissing: the key did not travel to this process.
             BucketNotFound, PermissionDenied, MissingCredentials, StoreUnavailable, ...: within seconds.
         """
         location = location_of(self._url)
@@ -172,6 +184,7 @@ class ObjectStoreWriter(StorageWriter):
         commits = is_coordinator or not use_collectives
         if self._signer:
             self._signer.ready()
+        seal = self._keys.seal()
         with recorder.phase("set up"):
             if not use_collectives:
                 self._admit(Place.at(location, self._settings.store), overwrite=False)
@@ -183,7 +196,7 @@ class ObjectStoreWriter(StorageWriter):
         if seen is not None and protocol.is_fenced_off(id_, seen):
             hint = "set this machine's clock (NTP); it is behind that of one which deleted or collected here"
             raise AttemptAborted("saves that begin at the time that it is here are fenced off", location.url, hint)
-        self._save = _Save(id_, place, recorder, ranks, seen)
+        self._save = _Save(id_, place, recorder, ranks, seen, seal)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """The plan as it is.
@@ -217,12 +230,14 @@ class ObjectStoreWriter(StorageWriter):
             gpu.settle()
             with garbage.paused():
                 batch = sorted_out(plan.items, planner, self._settings.transfer)
-                packs = batch.packs(save.id, self._settings.transfer, save.place.data)
+                store = save.seal.store(save.place.data) if save.seal else save.place.data
+                packs = batch.packs(save.id, self._settings.transfer, store)
             spread = self._settings.transfer.spread
             named = [(pack_key(save.id, number, spread=spread), pack) for number, pack in enumerate(packs)]
             save.keys += [key for key, _ in named]
             save.recorder.report.bytes_needed += batch.total_bytes
-            save.recorder.expect("write", "up", sum(pack.size for pack in packs))
+            stored = [sealed_size(pack.size) if save.seal else pack.size for pack in packs]
+            save.recorder.expect("write", "up", sum(stored))
             nbytes = [entry.nbytes for entry in batch.entries]
             upload = upload_packs(
                 save.place.data,
@@ -231,6 +246,7 @@ class ObjectStoreWriter(StorageWriter):
                 nbytes,
                 options=self._settings.transfer,
                 recorder=save.recorder,
+                seal=save.seal.of_object if save.seal else None,
             )
             objects = bridge.run(self._stop.over(upload) if self._stop else upload)
         done: Future[list[WriteResult]] = Future()
@@ -272,6 +288,7 @@ class ObjectStoreWriter(StorageWriter):
                     options=self._settings.commit,
                     metrics=notes.metrics,
                     sign=self._signer.signed if self._signer else None,
+                    seal=save.seal,
                 )
             )
 

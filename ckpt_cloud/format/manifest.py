@@ -130,8 +130,12 @@ _items_decoder = msgspec.msgpack.Decoder(tuple[list[int], list[str], list[ItemEn
 _paths_decoder = msgspec.msgpack.Decoder(tuple[list[int], list[str], list[tuple[str | int, ...]]])
 
 
-def encode(manifest: Manifest) -> bytes:
-    """The manifest as it is stored (`format.pages`)."""
+def encode(manifest: Manifest, *, salt: bytes = b"") -> bytes:
+    """The manifest as it is stored (`format.pages`).
+
+    Args:
+        salt: random bytes for its root, if it is to be encrypted.
+    """
     pages = Writer()
     paths = manifest.paths or {}
     root = Root(
@@ -148,6 +152,7 @@ def encode(manifest: Manifest) -> bytes:
         dcp_version=manifest.dcp_version,
         ranks=manifest.ranks,
         user_metadata=manifest.user_metadata,
+        salt=salt or msgspec.UNSET,
     )
     return pages.close(root)
 

@@ -52,6 +52,8 @@ class Root(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         counts: how many objects, tensors, items and paths there are.
         has_paths: whether there is a flatten mapping; it may be empty.
+        salt: random bytes, in an encrypted checkpoint alone: without them the root's digest, which `COMMIT` shows to
+            all, would confirm a guess of what is in it.
     """
 
     attempt: str
@@ -67,6 +69,7 @@ class Root(msgspec.Struct, frozen=True, kw_only=True):
     dcp_version: str | None = None
     ranks: int | None = None
     user_metadata: dict[str, Any] | None = None
+    salt: bytes | msgspec.UnsetType = msgspec.UNSET
 
 
 _encoder = msgspec.msgpack.Encoder()

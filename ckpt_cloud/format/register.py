@@ -12,7 +12,9 @@ from ckpt_cloud.format.layout import NO_ID, is_id, is_key
 FORMAT = "ckpt-cloud"
 VERSION = 2
 """1 had manifests in one piece; they are still read."""
-KNOWN_FLAGS: frozenset[str] = frozenset()
+ENCRYPTED = "encrypted"
+"""Flag of a checkpoint whose objects are sealed (`format.sealing`)."""
+KNOWN_FLAGS: frozenset[str] = frozenset({ENCRYPTED})
 MAX_BYTES = 64 << 10
 
 
@@ -46,6 +48,20 @@ class Signature(msgspec.Struct, frozen=True):
     value: str
 
 
+class Encryption(msgspec.Struct, frozen=True):
+    """With what the objects of a checkpoint are sealed.
+
+    Attributes:
+        algorithm: `aes-256-gcm`.
+        key_id: the user's name for the key; by default its check value.
+        check: hexadecimal value that tells the key from others, and nothing about it.
+    """
+
+    algorithm: str
+    key_id: str
+    check: str
+
+
 class Register(msgspec.Struct, frozen=True, omit_defaults=False):
     """State of a checkpoint URL.
 
@@ -58,6 +74,7 @@ class Register(msgspec.Struct, frozen=True, omit_defaults=False):
         signature: of what the register says of the manifest (`ckpt_cloud.signing`); left out where there is none.
         metrics: numbers that the saver gave, such as a loss; here so that the best of many checkpoints is found
             without their manifests. Left out where there are none.
+        encryption: set if and only if `flags` say that the checkpoint is encrypted.
     """
 
     state: Literal["committed", "aborted", "deleted"]
@@ -69,6 +86,7 @@ class Register(msgspec.Struct, frozen=True, omit_defaults=False):
     version: int = VERSION
     signature: Signature | msgspec.UnsetType = msgspec.UNSET
     metrics: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+    encryption: Encryption | msgspec.UnsetType = msgspec.UNSET
 
 
 _encoder = msgspec.json.Encoder()
@@ -127,6 +145,8 @@ def _check(register: Register, url: str) -> None:
         raise CorruptCommit("COMMIT has a malformed id", url)
     if (register.state == "committed") != (register.manifest is not None):
         raise CorruptCommit(f"COMMIT is {register.state} and its manifest entry does not fit that", url)
+    if (ENCRYPTED in register.flags) != (register.encryption is not msgspec.UNSET):
+        raise CorruptCommit("COMMIT contradicts itself on whether the checkpoint is encrypted", url)
     if register.manifest is not None:
         reference = register.manifest
         sane = is_key(reference.key) and reference.size > 0 and 0 <= reference.root <= reference.size

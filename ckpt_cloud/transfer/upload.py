@@ -1,19 +1,22 @@
 """Uploads the packs of one rank: staging and checksums on worker threads while earlier parts are under way.
 
 PackPlan ─► parts ─► request ─► worker: views or a staged copy, CRC32C per block ─► put_multipart ─► ObjectEntry
+                                └► if encrypted: sealed from there into a staged buffer
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ckpt_cloud.events import Recorder
 from ckpt_cloud.format.checksum import BlockSums
 from ckpt_cloud.format.manifest import ObjectEntry
+from ckpt_cloud.format.sealing import BLOCK, NONCE_BYTES, ObjectKey, blocks_of, room_within, sealed_size
 from ckpt_cloud.options import TransferOptions
 from ckpt_cloud.planning.save import PackPlan, Segment, parts
 from ckpt_cloud.stores import ObjectStore
@@ -57,26 +60,30 @@ async def upload_packs(
     *,
     options: TransferOptions,
     recorder: Recorder,
+    seal: Callable[[str], ObjectKey] | None = None,
 ) -> list[ObjectEntry]:
     """Uploads each pack under its key and returns what the manifest says of the objects, in the same order.
 
-    Memory: staged parts stay within `options.memory_budget`; views of the caller's tensors cost nothing. At most
-    `options.max_requests` parts, of all packs together, are under way.
+    Memory: staged parts stay within `options.memory_budget`; views of the caller's tensors cost nothing, but sealed
+    parts are staged. At most `options.max_requests` parts, of all packs together, are under way.
 
     Args:
         nbytes: of every entry that the packs index.
+        seal: gives what encrypts the object of a key; `store` then takes it as it comes.
 
     Raises:
         Whatever the store or the source raises; the other uploads are then cancelled and aborted.
     """
+    part_size = sealed_size(_whole_blocks(options.part_size)) if seal else options.part_size
     upload = _Upload(
         store,
         source,
         nbytes,
         options,
         Budget(options.max_requests),
-        Staging(Budget(options.memory_budget), options.part_size, source.allocate),
+        Staging(Budget(options.memory_budget), part_size, source.allocate),
         recorder,
+        seal,
     )
     gate = asyncio.Semaphore(min(_PACKS_AT_ONCE, options.max_requests))
 
@@ -98,48 +105,64 @@ class _Upload:
     requests: Budget
     staging: Staging
     recorder: Recorder
+    seal: Callable[[str], ObjectKey] | None
 
     async def pack(self, key: str, plan: PackPlan) -> ObjectEntry:
         began_unix_s = time.time()
         sums = self._sums()
+        sealing = None
+        stored, part_size = plan.size, plan.part_size
+        if self.seal is not None:
+            sealing = self.seal(key)
+            plan = replace(plan, part_size=_whole_blocks(plan.part_size))
+            stored, part_size = sealed_size(plan.size), sealed_size(plan.part_size)
         if plan.size <= plan.part_size:
-            version = await self._put(key, plan, sums)
+            version = await self._put(key, plan, sums, sealing)
         else:
             begun = [sums]
 
             def source() -> AsyncIterator[memoryview]:
                 # Anew for an upload that begins again.
                 begun.append(self._sums())
-                return self._buffers(key, plan, begun[-1])
+                return self._buffers(key, plan, begun[-1], sealing)
 
             lanes = self.options.max_requests
-            version = await self.store.put_multipart(key, source, part_size=plan.part_size, concurrency=lanes)
+            version = await self.store.put_multipart(key, source, part_size=part_size, concurrency=lanes)
             sums = begun[-1]
         self.recorder.report.objects += 1
-        self.recorder.stored(key, plan.size, began_unix_s)
+        self.recorder.stored(key, stored, began_unix_s)
         return ObjectEntry(key, plan.size, self.options.block_size, sums.finish(), version, sums.digests)
 
     def _sums(self) -> BlockSums:
         return BlockSums(self.options.block_size, digests=self.options.block_digests)
 
-    async def _put(self, key: str, plan: PackPlan, sums: BlockSums) -> str | None:
+    async def _put(self, key: str, plan: PackPlan, sums: BlockSums, sealing: ObjectKey | None) -> str | None:
         """A pack of one part, in one request from one buffer."""
         (segments,) = parts(plan, self.nbytes)
         await self.requests.take(1)
         try:
-            whole = await self._staged(plan, segments, sums)
-            self.recorder.moved("up", key, plan.size)
+            if sealing is None:
+                whole = await self._staged(plan, segments, sums)
+            else:
+                whole = await self._sealed(plan, segments, sums, _Place(sealing, 0, last=True))
+            self.recorder.moved("up", key, len(whole))
             return await self.store.put(key, whole)
         finally:
             self.requests.give_back(1)
             self._release(segments)
 
-    async def _buffers(self, key: str, plan: PackPlan, sums: BlockSums) -> AsyncIterator[memoryview]:
+    async def _buffers(
+        self, key: str, plan: PackPlan, sums: BlockSums, sealing: ObjectKey | None
+    ) -> AsyncIterator[memoryview]:
         """The pack's bytes in order; only the buffers of one part are held here at a time."""
-        for segments in parts(plan, self.nbytes):
+        for number, segments in enumerate(parts(plan, self.nbytes)):
             await self.requests.take(1)
             try:
-                pieces = await self._views(plan, segments, sums) or [await self._staged(plan, segments, sums)]
+                if sealing is None:
+                    pieces = await self._views(plan, segments, sums) or [await self._staged(plan, segments, sums)]
+                else:
+                    place = _Place.of_part(sealing, plan, number)
+                    pieces = [await self._sealed(plan, segments, sums, place)]
                 self.requests.give_back_with(pieces[-1], 1)
             except BaseException:
                 self.requests.give_back(1)
@@ -159,6 +182,23 @@ class _Upload:
         if len(segments) > _MAX_VIEWS:
             return []
         return await in_thread(self._find_views, plan, segments, sums)
+
+    async def _sealed(self, plan: PackPlan, segments: list[Segment], sums: BlockSums, place: _Place) -> memoryview:
+        """The segments sealed into one buffer of the budget, which also is all the room that is needed on the way."""
+        size = sum(s.end - s.start for s in segments)
+        into = await self.staging.lend(sealed_size(size))
+        await in_thread(self._seal, plan, segments, into, sums, place)
+        return into
+
+    def _seal(self, plan: PackPlan, segments: list[Segment], into: memoryview, sums: BlockSums, place: _Place) -> None:
+        size = sum(s.end - s.start for s in segments)
+        nonces = os.urandom(blocks_of(size) * NONCE_BYTES)
+        views = self._find_views(plan, segments, sums) if len(segments) <= _MAX_VIEWS else []
+        if views:
+            place.sealing.seal(views, into, nonces, first_block=place.first_block, last=place.last)
+        else:
+            self._copy(plan, segments, room_within(into, size), sums)
+            place.sealing.seal_within(into, size, nonces, first_block=place.first_block, last=place.last)
 
     def _find_views(self, plan: PackPlan, segments: list[Segment], sums: BlockSums) -> list[memoryview]:
         views = []
@@ -186,3 +226,22 @@ class _Upload:
         else:
             self.source.copy(segments, into)
         sums.update(into)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a part lies in its object, which `sealing` seals."""
+
+    sealing: ObjectKey
+    first_block: int
+    last: bool
+
+    @classmethod
+    def of_part(cls, sealing: ObjectKey, plan: PackPlan, number: int) -> _Place:
+        """Of the part with this number."""
+        return cls(sealing, number * (plan.part_size // BLOCK), last=(number + 1) * plan.part_size >= plan.size)
+
+
+def _whole_blocks(part_size: int) -> int:
+    """A part of an object that is to be sealed is whole blocks, the last apart."""
+    return blocks_of(part_size) * BLOCK
