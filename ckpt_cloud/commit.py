@@ -13,7 +13,7 @@ import tenacity
 from msgspec import UNSET, structs
 
 from ckpt_cloud import protocol
-from ckpt_cloud.encryption import Keys, Seal
+from ckpt_cloud.encryption import Keyring, Seal
 from ckpt_cloud.errors import (
     AlreadyExists,
     CheckpointChanged,
@@ -48,7 +48,7 @@ _REGISTER_TIMEOUT_S = 15.0
 """For one request about `COMMIT`, which is tiny: a store that needs longer does not answer."""
 _UNCLEAR = (StoreUnavailable, Throttled)
 _SALT_BYTES = 32
-NO_KEYS = Keys()
+NO_KEYS = Keyring()
 
 
 async def read_register(store: ObjectStore, *, under: str = "") -> Seen:
@@ -112,7 +112,7 @@ async def check_conditions(store: ObjectStore, options: CommitOptions) -> None:
 
 
 async def open_manifest(
-    store: ObjectStore, accept: Callable[[Register, str], None] | None = None, keys: Keys = NO_KEYS
+    store: ObjectStore, accept: Callable[[Register, str], None] | None = None, keys: Keyring = NO_KEYS
 ) -> tuple[Register, bytes]:
     """The register, and the bytes of the manifest that it points to.
 
@@ -134,7 +134,7 @@ async def open_manifest(
 
 
 async def _open_manifest(
-    store: ObjectStore, accept: Callable[[Register, str], None] | None, keys: Keys
+    store: ObjectStore, accept: Callable[[Register, str], None] | None, keys: Keyring
 ) -> tuple[Register, bytes]:
     register, reference = await committed(store, accept)
     return register, await read_manifest(await keys.unsealed(store, register), reference)

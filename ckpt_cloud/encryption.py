@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import pickle
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from msgspec import UNSET
@@ -49,7 +52,7 @@ class Seal:
         return self.key.of_object(key)
 
 
-class Keys:
+class Keyring:
     """The keys that one was given; neither `repr` nor a pickle shows any. A path and a function travel, keys do not.
 
     Raises:
@@ -71,32 +74,45 @@ class Keys:
         self._known: dict[str, MasterKey] = {}
 
     @classmethod
-    def of(cls, given: EncryptionKey | Keys | None, key_id: str | None = None) -> Keys:
+    def of(cls, given: EncryptionKey | Keyring | None, key_id: str | None = None) -> Keyring:
         """What was given, checked; it may have been before."""
-        return given if isinstance(given, Keys) else cls(given, key_id)
+        if not isinstance(given, Keyring):
+            return cls(given, key_id)
+        return given if key_id is None else given.named(key_id)
+
+    def named(self, key_id: str) -> Keyring:
+        """The same keys, to encrypt with the one of this id."""
+        other = copy(self)
+        other.__dict__.update(self.__dict__, _id=key_id, _known={})
+        return other
 
     def __repr__(self) -> str:
-        return "<Keys>" if self else "<Keys: none>"
+        return "<Keyring>" if self else "<Keyring without keys>"
 
     def __bool__(self) -> bool:
         """Whether there are any, or were before they were left behind."""
         return self._key is not None or self._function is not None or self._left_behind
 
     def __getstate__(self) -> dict[str, Any]:
-        travels = self._function is not None or self._path is not None
-        left = self._left_behind or (self._key is not None and not travels)
-        return {"_id": self._id, "_function": self._function, "_path": self._path, "_left_behind": left}
+        function = self._function if self._function is not None and _travels(self._function) else None
+        left = self._left_behind or (bool(self) and function is None and self._path is None)
+        return {"_id": self._id, "_function": function, "_path": self._path, "_left_behind": left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _known={}, _key=None)
         if self._path is not None:
             self._key = _master(self._path, "encryption_key=")
 
-    def seal(self, like: Register | None = None) -> Seal | None:
-        """What to seal a save with; None if there are no keys. May call the function, and so take its time.
+    def like(self, register: Register) -> Keyring:
+        """The same keys, to encrypt with the one of `register` by its name, if it is among them and none is named."""
+        note = register.encryption
+        if self._id is None and isinstance(note, Encryption):
+            same = self._function is not None or (self._key is not None and self._key.check == note.check)
+            return self.named(note.key_id) if same else self
+        return self
 
-        Args:
-            like: a register whose key is taken where a function was given and no id of one.
+    def seal(self) -> Seal | None:
+        """What to seal a save with; None if there are no keys. May call the function, and so take its time.
 
         Raises:
             EncryptionKeyMissing: the key did not travel to this process, or the function failed.
@@ -106,10 +122,6 @@ class Keys:
             return None
         self._ready("")
         key_id = self._id
-        if key_id is None and like is not None and isinstance(like.encryption, Encryption):
-            # The same key by the name that it has.
-            if self._function is not None or (self._key is not None and self._key.check == like.encryption.check):
-                key_id = like.encryption.key_id
         if key_id is None and self._function is not None:
             hint = "pass encryption_key_id=, which is kept in COMMIT and given to the function, on loading too"
             raise InvalidOption("encryption_key= is a function, and nobody says which key to encrypt with", hint=hint)
@@ -137,6 +149,24 @@ class Keys:
         if register.manifest is not None:
             sizes[join(under, register.manifest.key)] = register.manifest.size
         return SealedStore(store, key, sizes, under=under)
+
+    async def unsealed_like(self, store: ObjectStore, register: Register | None, *, under: str) -> ObjectStore:
+        """`store`, for objects of a checkpoint whose own register is gone, with the likeliest key.
+
+        Args:
+            register: the one that replaced it.
+
+        Raises:
+            EncryptionKeyMissing: there is none.
+        """
+        url = join(store.url, under).rstrip("/")
+        if not self or (self._function is not None and (register is None or not is_encrypted(register))):
+            hint = "give the encryption key, or wait until what was replaced is older than the grace age"
+            raise EncryptionKeyMissing("what a replaced checkpoint held cannot be read without its key", url, hint)
+        self._ready(url)
+        note = register.encryption if register is not None else UNSET
+        key_id = note.key_id if isinstance(note, Encryption) else ""
+        return SealedStore(store, await in_waiting_thread(self._find, key_id, url), under=under)
 
     def _matching(self, register: Register, url: str) -> MasterKey:
         note = register.encryption
@@ -175,6 +205,57 @@ class Keys:
         except Exception as error:
             message = f"encryption_key= gave no key for the id {key_id[:200]!r}: {type(error).__name__}"
             raise EncryptionKeyMissing(message, url, "its function is told the id that COMMIT names") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Encryptions:
+    """Keyring of what is read and of what is written from it.
+
+    Attributes:
+        decrypt: what is written is not encrypted.
+    """
+
+    source: Keyring
+    target: Keyring
+    decrypt: bool
+
+    @classmethod
+    def of(
+        cls,
+        source: EncryptionKey | Keyring | None,
+        target: EncryptionKey | Keyring | None,
+        target_id: str | None,
+        *,
+        decrypt: bool,
+    ) -> Encryptions:
+        """Those that were given; one for both where there is one.
+
+        Raises:
+            InvalidOption: both to encrypt and to decrypt.
+        """
+        written = Keyring.of(target, target_id)
+        if decrypt and written:
+            hint = "a key to decrypt with is source_encryption_key= (ckpt-cloud: --source-key-file)"
+            raise InvalidOption("encryption_key= encrypts what is written, and decrypt= does not", hint=hint)
+        return cls(written if source is None else Keyring.of(source), written, decrypt)
+
+    def seal(self, register: Register) -> Seal | None:
+        """What to seal with what is made of the checkpoint of `register`: as it was, unless told otherwise."""
+        if self.target:
+            return self.target.like(register).seal()
+        return self.source.like(register).seal() if is_encrypted(register) and not self.decrypt else None
+
+
+def _travels(function: Callable[..., object]) -> bool:
+    """Whether a pickle names the function, or an object of the user's own class; others may have a key bound in."""
+    kind: Any = type(function)
+    if not (isinstance(function, FunctionType) or isinstance(kind.__call__, FunctionType)):
+        return False
+    try:
+        pickle.dumps(function)
+    except Exception:  # noqa: BLE001 - lambdas, closures and whatever else does not pickle
+        return False
+    return True
 
 
 def is_encrypted(register: Register) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 
 from ckpt_cloud import commit
 from ckpt_cloud.commit import NO_KEYS
-from ckpt_cloud.encryption import Keys
+from ckpt_cloud.encryption import Keyring
 from ckpt_cloud.errors import CorruptManifest, DecryptionFailed, NotFound, RangeNotSatisfiable, SignatureError
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.layout import check_key
@@ -20,7 +20,7 @@ Accept = Callable[[Register, str], None]
 
 
 async def open_part(
-    store: ObjectStore, keys: Collection[str], accept: Accept | None, encryption: Keys = NO_KEYS
+    store: ObjectStore, keys: Collection[str], accept: Accept | None, encryption: Keyring = NO_KEYS
 ) -> tuple[Register, ManifestRef, bytes]:
     """The register, and a manifest with the tensors and items `keys` alone; those that are not there lack.
 
@@ -37,7 +37,7 @@ async def open_part(
 
 
 async def _open_part(
-    store: ObjectStore, keys: Collection[str], accept: Accept | None, encryption: Keys
+    store: ObjectStore, keys: Collection[str], accept: Accept | None, encryption: Keyring
 ) -> tuple[Register, ManifestRef, bytes]:
     register, reference = await commit.committed(store, accept)
     unsealed = await encryption.unsealed(store, register)

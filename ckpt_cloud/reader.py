@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from ckpt_cloud import bridge, commit, garbage, gpu, lookup
-from ckpt_cloud.encryption import EncryptionKey, Keys
+from ckpt_cloud.encryption import EncryptionKey, Keyring
 from ckpt_cloud.errors import (
     CheckpointChanged,
     CheckpointNotFound,
@@ -67,6 +67,7 @@ class _Load:
 
     place: Place
     manifest: Manifest
+    register: Register
     recorder: Recorder
 
 
@@ -107,7 +108,7 @@ class ObjectStoreReader(StorageReader):
         trust: bool = False,
         trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
         require_signature: bool | None = None,
-        encryption_key: EncryptionKey | Keys | None = None,
+        encryption_key: EncryptionKey | Keyring | None = None,
         on_event: Listener | None = None,
         progress: bool = False,
         **store_options: Any,
@@ -117,7 +118,7 @@ class ObjectStoreReader(StorageReader):
         self._cast = cast
         self._trust = trust
         self._signers = Trust.of(trusted_keys, require_signature)
-        self._keys = Keys.of(encryption_key)
+        self._keys = Keyring.of(encryption_key)
         self._verify = verify
         if not verify and (self._signers.keys or self._signers.required):
             raise InvalidOption("verify=False leaves unread what a signature is held against", hint="leave one out")
@@ -149,6 +150,11 @@ class ObjectStoreReader(StorageReader):
     def user_metadata(self) -> dict[str, Any]:
         """What the saver added to the checkpoint that was opened last: tags, a git commit, a configuration."""
         return dict(self._load.manifest.user_metadata or {}) if self._load else {}
+
+    @property
+    def register(self) -> Register | None:
+        """`COMMIT` of the checkpoint that was opened last."""
+        return self._load.register if self._load else None
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -308,7 +314,7 @@ class ObjectStoreReader(StorageReader):
             unsealed = bridge.run(self._keys.unsealed(place.data, opened.register, manifest.objects))
             place = dataclasses.replace(place, data=unsealed)
         recorder.report.verified = self._verify
-        self._load = _Load(place, manifest, recorder)
+        self._load = _Load(place, manifest, opened.register, recorder)
         self._error = None
         meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta = dataclasses.replace(meta, checkpoint_id=place.location.url, load_id=manifest.attempt)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ckpt_cloud import bridge, commit
-from ckpt_cloud.encryption import EncryptionKey, Keys
+from ckpt_cloud.encryption import EncryptionKey, Keyring
 from ckpt_cloud.errors import CheckpointPerRank, DecryptionFailed, NotFound, RangeNotSatisfiable
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.checksum import bad_blocks
@@ -88,7 +88,7 @@ def verify(
     transfer: TransferOptions | None = None,
     trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
     require_signature: bool | None = None,
-    encryption_key: EncryptionKey | Keys | None = None,
+    encryption_key: EncryptionKey | Keyring | None = None,
 ) -> Verification:
     """Checks the checkpoint at `url` and reports all that is wrong with it.
 
@@ -111,7 +111,7 @@ def verify(
         EncryptionKeyMissing, WrongEncryptionKey: it is encrypted, and the key does not open it.
         StoreUnavailable, PermissionDenied, ...: the check did not end, so it says nothing.
     """
-    keys = Keys.of(encryption_key)
+    keys = Keyring.of(encryption_key)
     # Locals may be shown beside a traceback.
     del encryption_key
     location = parse_url(url)
@@ -127,7 +127,7 @@ class _How:
     store: StoreOptions
     transfer: TransferOptions
     signers: Trust
-    keys: Keys
+    keys: Keyring
     deep: bool
 
 

@@ -26,7 +26,7 @@ from ckpt_cloud import bridge, commit, garbage, gpu, protocol
 from ckpt_cloud import metadata as metadata_room
 from ckpt_cloud.annotations import Annotations
 from ckpt_cloud.batch import sorted_out
-from ckpt_cloud.encryption import EncryptionKey, Keys, Seal
+from ckpt_cloud.encryption import EncryptionKey, Keyring, Seal
 from ckpt_cloud.errors import AttemptAborted, CkptCloudError, InvalidOption, UnsupportedTensor
 from ckpt_cloud.events import Listener, Recorder, Report, fan_out
 from ckpt_cloud.format.layout import manifest_key, mint_id, pack_key
@@ -101,7 +101,7 @@ class ObjectStoreWriter(StorageWriter):
         memory_budget: int | None = None,
         allow_unsafe_commit: bool = False,
         sign: SignWith | None = None,
-        encryption_key: EncryptionKey | Keys | None = None,
+        encryption_key: EncryptionKey | Keyring | None = None,
         encryption_key_id: str | None = None,
         on_event: Listener | None = None,
         progress: bool = False,
@@ -116,7 +116,7 @@ class ObjectStoreWriter(StorageWriter):
         self._signer = None if sign is None else Signer(sign)
         if self._signer:
             self._settings = replace(self._settings, transfer=replace(self._settings.transfer, block_digests=True))
-        self._keys = Keys.of(encryption_key, encryption_key_id)
+        self._keys = Keyring.of(encryption_key, encryption_key_id)
         self._overwrite = overwrite
         self._on_event = fan_out(on_event, bar("save") if progress else None)
         self._stop: bridge.Stop | None = bridge.Stop()

@@ -11,9 +11,8 @@ from ckpt_cloud import bridge
 from ckpt_cloud.cli.contents import Contents, chunk_bytes, item_bytes, read, shape_text
 from ckpt_cloud.cli.ending import NOTHING
 from ckpt_cloud.cli.output import console, print_json
+from ckpt_cloud.encryption import Keyring
 from ckpt_cloud.format.manifest import ItemEntry, TensorEntry
-from ckpt_cloud.options import StoreOptions
-from ckpt_cloud.stores import ObjectStore, open_store
 
 _STEP = 16 << 20
 
@@ -39,9 +38,9 @@ class Difference:
         return not (self.removed or self.added or self.changed)
 
 
-def run(first: str, second: str, *, values: bool, as_json: bool) -> None:
-    """Prints how two checkpoints differ; ends with status 1 if they do."""
-    one, other = read(first), read(second)
+def run(first: str, second: str, keys: Keyring, *, values: bool, as_json: bool) -> None:
+    """Prints how two checkpoints differ; ends with status 1 if they do. One may be encrypted, the other not."""
+    one, other = read(first, keys), read(second, keys)
     found = compare(one, other)
     if values:
         bridge.run(_compare_values(one, other, found))
@@ -54,7 +53,7 @@ def run(first: str, second: str, *, values: bool, as_json: bool) -> None:
 
 
 def compare(one: Contents, other: Contents) -> Difference:
-    """Keys, shapes, dtypes and shards."""
+    """Keyring, shapes, dtypes and shards."""
     before, after = one.manifest, other.manifest
     names = [*before.tensors, *before.items], [*after.tensors, *after.items]
     found = Difference([n for n in names[0] if n not in set(names[1])], [n for n in names[1] if n not in set(names[0])])
@@ -87,7 +86,6 @@ def _changed_item(before: ItemEntry, after: ItemEntry) -> str:
 
 async def _compare_values(one: Contents, other: Contents, found: Difference) -> None:
     """Reads tensors of the same shape, shard by shard, in fixed memory."""
-    stores = [open_store(each.location, StoreOptions()) for each in (one, other)]
     for name, before in one.manifest.tensors.items():
         after = other.manifest.tensors.get(name)
         if after is None or name in found.changed:
@@ -99,21 +97,18 @@ async def _compare_values(one: Contents, other: Contents, found: Difference) -> 
         for box, chunk in shards[0].items():
             pair = (chunk.object, chunk.start), (shards[1][box].object, shards[1][box].start)
             size = chunk_bytes(before, chunk)
-            digests = [
-                await _digest(store, each, place, size)
-                for store, each, place in zip(stores, (one, other), pair, strict=True)
-            ]
+            digests = [await _digest(each, place, size) for each, place in zip((one, other), pair, strict=True)]
             if digests[0] != digests[1]:
                 found.changed[name] = "values"
                 break
 
 
-async def _digest(store: ObjectStore, contents: Contents, place: tuple[int, int], size: int) -> bytes:
+async def _digest(contents: Contents, place: tuple[int, int], size: int) -> bytes:
     digest = hashlib.blake2b()
     if size:
         key, start = contents.manifest.objects[place[0]].key, place[1]
         for at in range(0, size, _STEP):
-            digest.update(await store.get_range(key, start + at, start + min(size, at + _STEP)))
+            digest.update(await contents.store.get_range(key, start + at, start + min(size, at + _STEP)))
     return digest.digest()
 
 

@@ -8,6 +8,7 @@ import msgspec
 from rich.console import Console
 from rich.filesize import decimal
 
+from ckpt_cloud.encryption import Keyring
 from ckpt_cloud.verification import Fault, Verification
 from ckpt_cloud.verification import verify as check
 
@@ -16,9 +17,9 @@ _DAMAGED = 4
 _SHOWN = 50
 
 
-def run(url: str, *, deep: bool, trusted_keys: list[str] | None, as_json: bool) -> None:
+def run(url: str, keys: Keyring, *, deep: bool, trusted_keys: list[str] | None, as_json: bool) -> None:
     """Prints what is wrong with the checkpoint at `url`, and ends with a status that says whether anything is."""
-    found = check(url, deep=deep, trusted_keys=trusted_keys)
+    found = check(url, deep=deep, trusted_keys=trusted_keys, encryption_key=keys)
     if as_json:
         print(msgspec.json.format(msgspec.json.encode({"ok": found.ok, **msgspec.to_builtins(found)})).decode())
     else:

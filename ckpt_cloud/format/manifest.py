@@ -13,6 +13,7 @@ from ckpt_cloud.errors import CorruptManifest
 from ckpt_cloud.format.checksum import digests_length, sums_length
 from ckpt_cloud.format.layout import check_key, is_id
 from ckpt_cloud.format.pages import (
+    MAGIC,
     Buffer,
     Page,
     Root,
@@ -167,6 +168,11 @@ def reference(key: str, data: bytes) -> ManifestRef:
         return ManifestRef(key, len(data), hashlib.sha256(data).hexdigest())
     length = root_length(data)
     return ManifestRef(key, len(data), hashlib.sha256(data[-length:]).hexdigest(), length)
+
+
+def is_plain(data: Buffer) -> bool:
+    """Whether `data` begins as a manifest does: one that is encrypted begins at random."""
+    return bytes(data[: len(MAGIC)]) in (MAGIC_1, MAGIC)
 
 
 def check(data: Buffer, expected: ManifestRef, url: str) -> None:

@@ -180,7 +180,7 @@ def _blocks(pieces: Iterable[Buffer], *, moved: bool = False) -> Iterator[Buffer
     filled = 0
     for piece in pieces:
         rest = memoryview(piece)
-        while len(rest):
+        while rest:
             if not filled and not moved and len(rest) >= BLOCK:
                 yield rest[:BLOCK]
                 rest = rest[BLOCK:]

@@ -19,6 +19,8 @@ def reader_for(
     settings: dict[str, Any],
     foreign: dict[str, Any],
     signed: dict[str, Any],
+    *,
+    own: dict[str, Any],
     keys: Collection[str] | None = None,
 ) -> AnyReader:
     """The reader that can read what is at `url`; it has opened it already.
@@ -27,12 +29,13 @@ def reader_for(
         settings: arguments of either reader.
         foreign: further ones of `ForeignReader`.
         signed: further ones of `ObjectStoreReader`; where any is given, no other format will do.
+        own: further ones of `ObjectStoreReader`, which do not matter to other formats.
         keys: of all that will be asked for, if that is known.
 
     Raises:
         CheckpointNotFound, ...: as `find_any`.
     """
-    ours = ObjectStoreReader(url, **settings, **signed)
+    ours = ObjectStoreReader(url, **settings, **signed, **own)
     if any(value is not None for value in signed.values()):
         if keys is not None:
             ours.adopt(ours.open(keys))

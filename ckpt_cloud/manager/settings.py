@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ckpt_cloud.encryption import Keyring
 from ckpt_cloud.errors import InvalidOption
 from ckpt_cloud.events import Listener, Report, fan_out
 from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
@@ -49,6 +50,8 @@ class Plugs:
     trust: bool
     sign: SignWith | None
     trusted_keys: TrustedKey | Iterable[TrustedKey] | None
+    keyring: Keyring
+    verify: bool
     on_event: Listener | None
     on_finished: Callable[[Finished], None] | None
 
@@ -63,6 +66,7 @@ class Plugs:
             transfer=self.transfer,
             commit=self.commit,
             sign=self.sign,
+            encryption_key=self.keyring,
             on_event=fan_out(self.on_event, trace),
             progress=self.progress,
             metrics=metrics,
@@ -78,6 +82,8 @@ class Plugs:
             cast=cast,
             trust=self.trust,
             trusted_keys=self.trusted_keys,
+            encryption_key=self.keyring,
+            verify=self.verify,
             on_event=fan_out(self.on_event, trace),
             progress=self.progress,
         )

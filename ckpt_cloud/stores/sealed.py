@@ -68,7 +68,7 @@ class SealedStore:
     async def put(self, key: str, data: Buffer, condition: Condition = ANY) -> str | None:
         if not self._is_sealed(key):
             return await self._inner.put(key, data, condition)
-        sealed = await in_thread(_sealed_part, self._of(key), memoryview(data).cast("B"), 0, True)
+        sealed = await in_thread(partial(_sealed_part, self._of(key), memoryview(data).cast("B"), last=True))
         return await self._inner.put(key, sealed, condition)
 
     async def put_multipart(self, key: str, source: Source, *, part_size: int, concurrency: int) -> str | None:
@@ -168,7 +168,7 @@ class SealedStore:
             del buffer
             while len(rest):
                 if len(waiting) == blocks * BLOCK:
-                    yield await in_thread(_sealed_part, sealing, waiting, first, False)
+                    yield await in_thread(partial(_sealed_part, sealing, waiting, first, last=False))
                     waiting = bytearray()
                     first += blocks
                 take = min(blocks * BLOCK - len(waiting), len(rest))
@@ -176,7 +176,7 @@ class SealedStore:
                 rest = rest[take:]
             # Not held while the next is waited for.
             del rest
-        yield await in_thread(_sealed_part, sealing, waiting, first, True)
+        yield await in_thread(partial(_sealed_part, sealing, waiting, first, last=True))
 
     async def _size(self, key: str) -> int:
         if key not in self._sizes:
@@ -195,7 +195,7 @@ class SealedStore:
     def _is_sealed(self, key: str) -> bool:
         return key.startswith(self._data)
 
-    def _failed(self, key: str, bad: list[int], size: int | None) -> DecryptionFailed:
+    def _failed(self, key: str, bad: Sequence[int], size: int | None) -> DecryptionFailed:
         runs = _runs(bad)
         ranges = [(low * BLOCK, high * BLOCK if size is None else min(high * BLOCK, size)) for low, high in runs]
         said = ", ".join(f"{low} to {high}" for low, high in ranges[:3]) + (", ..." if len(ranges) > 3 else "")
@@ -206,7 +206,7 @@ class SealedStore:
         return error
 
 
-def _sealed_part(sealing: ObjectKey, data: Buffer, first_block: int, last: bool) -> memoryview:  # noqa: FBT001 - by in_thread
+def _sealed_part(sealing: ObjectKey, data: Buffer, first_block: int = 0, *, last: bool) -> memoryview:
     """Blocks of `data`, sealed, in memory of their own."""
     size = len(data)
     into = memoryview(bytearray(sealed_size(size)))
@@ -219,7 +219,7 @@ def _shown(info: ObjectInfo) -> ObjectInfo:
     return replace(info, size=plain_size(info.size) or 0)
 
 
-def _runs(numbers: list[int]) -> list[tuple[int, int]]:
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
     """Ascending numbers as runs: the first, and that after the last."""
     begins = [numbers[0], *(b for a, b in pairwise(numbers) if b != a + 1)]
     ends = [*(a + 1 for a, b in pairwise(numbers) if b != a + 1), numbers[-1] + 1]
