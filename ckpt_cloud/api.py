@@ -32,8 +32,9 @@ from ckpt_cloud.errors import (
 from ckpt_cloud.interop.any_format import AnyReader, find_any
 from ckpt_cloud.interop.contents import Contents
 from ckpt_cloud.interop.reader import ForeignReader
+from ckpt_cloud.lookup import Opened
 from ckpt_cloud.metadata import rank_here
-from ckpt_cloud.reader import ObjectStoreReader, Opened
+from ckpt_cloud.reader import ObjectStoreReader
 from ckpt_cloud.selection import Keys, LoadResult, Rename, SelectiveLoadPlanner, misfits, mismatch
 from ckpt_cloud.writer import ObjectStoreWriter
 

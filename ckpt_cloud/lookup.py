@@ -1,10 +1,11 @@
-"""A few entries of a manifest, without the rest: its root, the pages that have them, and the pages of their objects."""
+"""A manifest, or a few entries of it: its root, the pages that have them, and the pages of their objects."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 
 from ckpt_cloud import commit
 from ckpt_cloud.commit import NO_KEYS
@@ -19,10 +20,34 @@ from ckpt_cloud.stores import ObjectStore
 Accept = Callable[[Register, str], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A checkpoint as one rank found it, small enough to be sent to the others.
+
+    Attributes:
+        reference: of `data`, which is the manifest or a part of it.
+    """
+
+    reference: ManifestRef
+    data: bytes
+    register: Register
+
+
+async def open_whole(store: ObjectStore, accept: Accept | None, encryption: Keyring = NO_KEYS) -> Opened:
+    """The whole manifest.
+
+    Raises:
+        As `commit.open_manifest`.
+    """
+    register, data = await commit.open_manifest(store, accept, encryption)
+    assert register.manifest is not None, "it is committed"
+    return Opened(register.manifest, data, register)
+
+
 async def open_part(
     store: ObjectStore, keys: Collection[str], accept: Accept | None, encryption: Keyring = NO_KEYS
-) -> tuple[Register, ManifestRef, bytes]:
-    """The register, and a manifest with the tensors and items `keys` alone; those that are not there lack.
+) -> Opened:
+    """A manifest with the tensors and items `keys` alone; those that are not there lack.
 
     Of a manifest of a million chunks it fetches some hundred KiB for a tensor.
 
@@ -36,13 +61,11 @@ async def open_part(
         return await _open_part(store, keys, accept, encryption)
 
 
-async def _open_part(
-    store: ObjectStore, keys: Collection[str], accept: Accept | None, encryption: Keyring
-) -> tuple[Register, ManifestRef, bytes]:
+async def _open_part(store: ObjectStore, keys: Collection[str], accept: Accept | None, encryption: Keyring) -> Opened:
     register, reference = await commit.committed(store, accept)
     unsealed = await encryption.unsealed(store, register)
     if not reference.root:
-        return register, reference, await commit.read_manifest(unsealed, reference)
+        return Opened(reference, await commit.read_manifest(unsealed, reference), register)
     where = _Pages(unsealed, reference)
     root = await where.root()
     tensors = await where.fetch(page_of(root.tensors, key) for key in keys)
@@ -55,7 +78,7 @@ async def _open_part(
     objects = await where.fetch(page_of(root.objects, number) for number in numbers)
     part = manifests.part(root, found, stored, [(page.first, data) for page, data in objects.items()], where.url)
     data = manifests.encode(part)
-    return register, manifests.reference(reference.key, data), data
+    return Opened(manifests.reference(reference.key, data), data, register)
 
 
 class _Pages:

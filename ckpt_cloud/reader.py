@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from msgspec import structs
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader
@@ -32,15 +31,15 @@ from ckpt_cloud.errors import (
     CkptCloudError,
     CorruptManifest,
     Damaged,
-    InvalidOption,
     StateMismatch,
 )
 from ckpt_cloud.events import Listener, Recorder, Report, fan_out
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format import plain, structure
 from ckpt_cloud.format.manifest import ItemEntry, Manifest, ObjectEntry
-from ckpt_cloud.format.register import ManifestRef, Register
+from ckpt_cloud.format.register import Register
 from ckpt_cloud.items import screened, serialized
+from ckpt_cloud.lookup import Opened
 from ckpt_cloud.metadata import Unavailable, check_own_shards, find_chunk, rank_here, to_dcp
 from ckpt_cloud.options import StoreOptions, TransferOptions
 from ckpt_cloud.planning.load import Fetch, Want, plan_fetches
@@ -50,15 +49,6 @@ from ckpt_cloud.signing import Trust, TrustedKey
 from ckpt_cloud.stores import supports
 from ckpt_cloud.tensors import Destination, TensorSink, dtype_of
 from ckpt_cloud.transfer.download import download
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A checkpoint as one rank found it, small enough to be sent to the others."""
-
-    reference: ManifestRef
-    data: bytes
-    register: Register
 
 
 @dataclass(slots=True)
@@ -117,11 +107,9 @@ class ObjectStoreReader(StorageReader):
         self._settings = Settings.of(store, transfer, None, memory_budget, store_options)
         self._cast = cast
         self._trust = trust
-        self._signers = Trust.of(trusted_keys, require_signature)
+        self._signers = Trust.of(trusted_keys, require_signature, verify=verify)
         self._keys = Keyring.of(encryption_key)
         self._verify = verify
-        if not verify and (self._signers.keys or self._signers.required):
-            raise InvalidOption("verify=False leaves unread what a signature is held against", hint="leave one out")
         self._on_event = fan_out(on_event, bar("load") if progress else None)
         # What follows changes: the URL with every reset, the rest with every load.
         self._url = url
@@ -265,7 +253,7 @@ class ObjectStoreReader(StorageReader):
                 reads.check_dtypes(load.place.location.url, cast=self._cast)
                 fetches = plan_fetches(
                     reads.wants,
-                    load.manifest.objects if self._verify else _in_bytes(load.manifest.objects),
+                    load.manifest.objects if self._verify else manifests.in_bytes(load.manifest.objects),
                     range_size=self._settings.transfer.range_size,
                     gap_size=self._settings.transfer.gap_size,
                 )
@@ -293,13 +281,9 @@ class ObjectStoreReader(StorageReader):
             raise await commit.explained(load.place.control, load.manifest.attempt, damage) from None
 
     def _open(self, place: Place, keys: Collection[str] | None = None) -> Opened:
-        accept = self._signers.check
-        if keys is not None:
-            register, reference, data = bridge.run(lookup.open_part(place.control, frozenset(keys), accept, self._keys))
-            return Opened(reference, data, register)
-        register, data = bridge.run(commit.open_manifest(place.control, accept, self._keys))
-        assert register.manifest is not None, "it is committed"
-        return Opened(register.manifest, data, register)
+        if keys is None:
+            return bridge.run(lookup.open_whole(place.control, self._signers.check, self._keys))
+        return bridge.run(lookup.open_part(place.control, frozenset(keys), self._signers.check, self._keys))
 
     def _begin(self, place: Place) -> Metadata:
         recorder = Recorder(self._on_event, rank=rank_here())
@@ -326,22 +310,12 @@ class ObjectStoreReader(StorageReader):
         structure.check(manifest, where, whole=False)
         self._signers.check_covers(manifest, where)
         if not self._signers.keys:
-            manifest = _without_digests(manifest)
+            manifest = manifests.without_digests(manifest)
         return manifest, to_dcp(manifest)
 
     def _current(self) -> _Load:
         assert self._load is not None, "DCP calls read_metadata first"
         return self._load
-
-
-def _without_digests(manifest: Manifest) -> Manifest:
-    """To one who trusts no signature they say no more than checksums, and take longer."""
-    return structs.replace(manifest, objects=[structs.replace(entry, digests=b"") for entry in manifest.objects])
-
-
-def _in_bytes(objects: list[ObjectEntry]) -> list[ObjectEntry]:
-    """As if every byte were a block of its own: nothing is read beside what is needed."""
-    return [structs.replace(entry, block_size=1) for entry in objects]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from typing import Any
 from ckpt_cloud.errors import CheckpointIncomplete, CheckpointNotFound, CheckpointPerRank
 from ckpt_cloud.interop.contents import Contents
 from ckpt_cloud.interop.reader import ForeignReader
-from ckpt_cloud.reader import ObjectStoreReader, Opened
+from ckpt_cloud.lookup import Opened
+from ckpt_cloud.reader import ObjectStoreReader
 
 AnyReader = ObjectStoreReader | ForeignReader
 

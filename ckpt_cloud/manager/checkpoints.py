@@ -108,19 +108,7 @@ class CheckpointManager:
         self._root = parse_url(root)
         self._when_busy, self._overwrite, self._read_only = when_busy, overwrite, read_only
         self._user_metadata = dict(user_metadata or {})
-        self._plugs = Plugs(
-            settings.store,
-            settings.transfer,
-            settings.commit,
-            progress,
-            trust,
-            sign,
-            trusted_keys,
-            keyring,
-            verify,
-            on_event,
-            on_finished,
-        )
+        self._plugs = Plugs(settings, progress, trust, sign, trusted_keys, keyring, verify, on_event, on_finished)
         self._known = KnownSteps(self._root, prefix, settings.store, keyring)
         self._janitor = Janitor(self._known, None if read_only else keep, settings.store)
         self._ranks = Ranks(process_group)
