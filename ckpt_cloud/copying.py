@@ -235,8 +235,9 @@ class _Copy:
         self.recorder.stored(key, stored, began_unix_s)
         copied = structs.replace(entry, key=key, e_tag=version)
         if self.read_back:
-            async for _ in self._pieces(shown, copied, None):
-                pass
+            async for piece in self._pieces(shown, copied, None):
+                # Not held while the next is waited for, whose room it may be.
+                del piece
         return copied
 
     async def _pieces(
