@@ -27,6 +27,7 @@ from ckpt_cloud import ObjectStoreWriter, TransferOptions
 from ckpt_cloud.format import pages
 
 DATA = Path(__file__).parents[1] / "data" / "format-v2"
+ENCRYPTION_KEY = bytes(range(32))
 SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 
 
@@ -108,6 +109,16 @@ def plain():
     }
 
 
+def encrypted():
+    """A pack of several sealed blocks, and a last one that is short."""
+    return {
+        "w": torch.arange(16_000, dtype=torch.float32),
+        "b": torch.randn(7),
+        "long": "0123456789abcdef" * 300,
+        "n": 5,
+    }
+
+
 def sharded():
     """Run on two ranks: rows, columns, a chunk for one rank only, and replicas of which one is stored."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -142,12 +153,13 @@ def expected(state, nested=True):
 
 
 OPTIONS = {"nested": TransferOptions(inline_limit=4096), "blocks": TransferOptions(block_size=4096)}
-OPTIONS["plain"] = OPTIONS["nested"]
+OPTIONS["plain"] = OPTIONS["encrypted"] = OPTIONS["nested"]
 STATES = {"dtypes": dtypes, "nested": nested, "blocks": blocks, "planner-data": planned, "sharded": sharded}
-STATES |= {"per-rank": sharded, "plain": plain}
+STATES |= {"per-rank": sharded, "plain": plain, "encrypted": encrypted}
 PLANNERS = {"planner-data": Notes, "plain": lambda: dcp.DefaultSavePlanner(False, False)}
 """Without flattening in the last: it makes strings of the keys of dicts."""
 MORE = {"plain": {"sign": SIGNER, "metrics": {"loss": 0.25}, "user_metadata": {"commit": "0123abc", "tags": ["x", 1]}}}
+MORE["encrypted"] = {"encryption_key": ENCRYPTION_KEY, "encryption_key_id": "first"}
 SMALL_PAGES = {"nested": 100, "sharded": 300, "plain": 200}
 """Others have one page of each kind."""
 
