@@ -96,9 +96,8 @@ def frozen(request):
 
 def test_nothing_is_missing():
     for version, data in OF_VERSION.items():
-        assert sorted(path.name for path in data.iterdir()) == sorted(
-            [*NAMES, "plain", "encrypted"] if version > 1 else NAMES
-        )
+        later = ["plain", "encrypted"] if version > 1 else []
+        assert sorted(path.name for path in data.iterdir()) == sorted([*NAMES, *later])
         registers = [json.loads(path.read_text()) for path in data.rglob("COMMIT")]
         assert {register["version"] for register in registers} == {version}
         assert sum(path.stat().st_size for path in data.rglob("*") if path.is_file()) < 200_000
@@ -301,9 +300,8 @@ def test_the_page_shows_what_is_stored():
         assert f"{part.hex(' ')}  {name}" in page
     first = bytes.fromhex(re.search(r"((?: ?[0-9a-f]{2})+) +first bytes of the ciphertext", page)[1])
     assert sealed[12:].startswith(first)
-    assert f"{independent.derived(ENCRYPTION_KEY, object_name('encrypted')).hex()}" in page.replace("\n", "").replace(
-        " ", ""
-    )
+    key = independent.derived(ENCRYPTION_KEY, object_name("encrypted")).hex()
+    assert f"{key[:32]} {key[32:]}" in page
     (manifest,) = (DATA / "planner-data").rglob("manifest")
     data = manifest.read_bytes()
     rows = re.search(r"```hex\n(.*?)```", page, re.DOTALL)[1].splitlines()

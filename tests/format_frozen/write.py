@@ -111,12 +111,8 @@ def plain():
 
 def encrypted():
     """A pack of several sealed blocks, and a last one that is short."""
-    return {
-        "w": torch.arange(16_000, dtype=torch.float32),
-        "b": torch.randn(7),
-        "long": "0123456789abcdef" * 300,
-        "n": 5,
-    }
+    state = {"w": torch.arange(16_000, dtype=torch.float32), "b": torch.randn(7)}
+    return state | {"long": "0123456789abcdef" * 300, "n": 5}
 
 
 def sharded():
