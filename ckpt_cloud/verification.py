@@ -11,7 +11,7 @@ from ckpt_cloud import bridge, commit
 from ckpt_cloud.encryption import EncryptionKey, Keyring
 from ckpt_cloud.errors import CheckpointPerRank, DecryptionFailed, NotFound, RangeNotSatisfiable
 from ckpt_cloud.format import manifest as manifests
-from ckpt_cloud.format.checksum import bad_blocks
+from ckpt_cloud.format.checksum import bad_blocks, whole_sum
 from ckpt_cloud.format.layout import DATA_PREFIX, RANK_PREFIX
 from ckpt_cloud.format.manifest import Manifest, ObjectEntry
 from ckpt_cloud.format.structure import faults
@@ -51,6 +51,8 @@ class Verification:
         objects: data objects that were looked at.
         size_bytes: of all of them together.
         bytes_read: of data.
+        checked_by_store: data objects whose CRC32C, as the store computed it, is that of what was saved: their bytes
+            are right without being read. Google's store tells it, of checkpoints that are not encrypted.
         faults: what is wrong; a checkpoint without any is whole.
         rewritten: keys of objects that are not the version that was saved: copied or written again with the same size.
             Their bytes are checked by `deep` only.
@@ -62,6 +64,7 @@ class Verification:
     objects: int = 0
     size_bytes: int = 0
     bytes_read: int = 0
+    checked_by_store: int = 0
     faults: list[Fault] = field(default_factory=list)
     rewritten: list[str] = field(default_factory=list)
 
@@ -75,6 +78,7 @@ class Verification:
         self.objects += other.objects
         self.size_bytes += other.size_bytes
         self.bytes_read += other.bytes_read
+        self.checked_by_store += other.checked_by_store
         below = f"{other.url.removeprefix(self.url).strip('/')}/"
         self.faults += [Fault(below + f.key, f.message, f.start, f.end) for f in other.faults]
         self.rewritten += [below + key for key in other.rewritten]
@@ -93,7 +97,8 @@ def verify(
     """Checks the checkpoint at `url` and reports all that is wrong with it.
 
     Always: `COMMIT`, the manifest's SHA-256, that the manifest contradicts itself nowhere, that every object is there
-    with its size, and whether it is the very version that was saved. Costs two requests and one listing.
+    with its size, and whether it is the very version that was saved; where the store tells its own CRC32C, that too.
+    Costs two requests and one listing.
 
     Memory: at most `transfer.max_requests` × `transfer.range_size` bytes of data at a time.
 
@@ -174,9 +179,20 @@ async def _look(store: ObjectStore, manifest: Manifest, found: Verification) -> 
             found.faults.append(Fault(entry.key, f"the object has {info.size} bytes and should have {entry.size}"))
         else:
             whole.append(entry)
+            if info.crc32c is not None:
+                await _compare(entry, info.crc32c, found)
             if entry.e_tag is not None and info.version is not None and info.version != entry.e_tag:
                 found.rewritten.append(entry.key)
     return whole
+
+
+async def _compare(entry: ObjectEntry, stored: int, found: Verification) -> None:
+    """With the store's own checksum."""
+    if await in_thread(whole_sum, entry.sums, entry.block_size, entry.size) == stored:
+        found.checked_by_store += 1
+    else:
+        message = "its CRC32C, as the store has it, is not that of what was saved"
+        found.faults.append(Fault(entry.key, message, 0, entry.size))
 
 
 class _Reading:

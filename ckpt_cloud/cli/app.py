@@ -276,7 +276,10 @@ def verify(
     encryption_key_file: KeyFile = None,
     json: Json = False,
 ) -> None:
-    """Check a whole checkpoint: the manifest and the sizes of all objects; --deep also reads every byte."""
+    """Check a whole checkpoint: the manifest, sizes, and the store's own checksums where it tells them.
+
+    --deep also reads every byte.
+    """
     from ckpt_cloud.cli import keys
     from ckpt_cloud.cli import verify as command
 

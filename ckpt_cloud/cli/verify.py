@@ -37,6 +37,8 @@ def _print(found: Verification) -> None:
     if found.rewritten:
         console.print(f"{len(found.rewritten)} object(s) were copied or written again since the save", highlight=False)
     how = f"{decimal(found.bytes_read)} read and checked" if found.deep else "sizes only; --deep reads every byte"
+    if not found.deep and found.checked_by_store:
+        how = f"the store's own checksums of {found.checked_by_store} fit; --deep reads every byte"
     verdict = "whole" if found.ok else f"{len(found.faults)} fault(s)"
     console.print(f"{verdict}: {found.objects} object(s), {decimal(found.size_bytes)}, {how}", highlight=False)
 

@@ -92,7 +92,7 @@ class SealedStore:
             views = [memoryview(whole)]
             bad = await in_thread(partial(self._of(key).open, memoryview(stored), views, first_block=0, last=True))
             if not bad:
-                return bytes(whole), replace(info, size=size)
+                return bytes(whole), _shown(info)
         raise self._failed(key, bad, None)
 
     async def head(self, key: str) -> ObjectInfo:
@@ -216,7 +216,7 @@ def _sealed_part(sealing: ObjectKey, data: Buffer, first_block: int = 0, *, last
 
 def _shown(info: ObjectInfo) -> ObjectInfo:
     """With the object's own size; 0 if it is none that was sealed, as no object of a checkpoint has."""
-    return replace(info, size=plain_size(info.size) or 0)
+    return replace(info, size=plain_size(info.size) or 0, crc32c=None)
 
 
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
