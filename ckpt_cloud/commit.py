@@ -73,7 +73,7 @@ async def _read_register(store: ObjectStore, key: str) -> Seen:
     except Damaged as error:
         raise CorruptCommit(f"COMMIT is not one of ours: {error.message}", f"{store.url}/{key}") from None
     except TimeoutError:
-        hint = "check the endpoint and the network, then try again"
+        hint = "check the endpoint, the network and proxies on the way, then try again"
         message = f"COMMIT could not be read within {_REGISTER_TIMEOUT_S:.0f} s"
         raise StoreUnavailable(message, f"{store.url}/{key}", hint) from None
     return Seen(registers.decode(data, f"{store.url}/{key}"), info.version)

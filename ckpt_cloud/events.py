@@ -141,6 +141,11 @@ class Recorder:
         self._listener = listener
         self._rank = rank
 
+    @property
+    def watched(self) -> bool:
+        """Whether anybody listens to single parts."""
+        return self._listener is not None
+
     def moved(self, direction: Direction, key: str, size_bytes: int) -> None:
         """Counts one data request."""
         self.report.bytes_moved += size_bytes

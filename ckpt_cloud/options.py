@@ -82,7 +82,7 @@ class StoreOptions:
     session_token: str | None = field(default=None, repr=False)
     virtual_hosted_style: bool | None = None
     """S3: `https://bucket.host/key` rather than `https://host/bucket/key`; by default what the AWS config says, else
-    only without an endpoint."""
+    only without an endpoint, and not for a bucket with a dot in its name."""
     requester_pays: bool = False
     """S3: the requests are paid by who makes them (`x-amz-request-payer`); Google: by `project`."""
     store_checksums: bool | None = None
@@ -98,7 +98,7 @@ class StoreOptions:
     """S3: a key of 32 bytes in Base64 with which the store encrypts and then forgets (SSE-C); reading needs it too."""
 
     project: str | None = None
-    """Google: the project that is billed for requests; by default `GOOGLE_CLOUD_PROJECT`."""
+    """Google: the project that pays with `requester_pays`; by default `GOOGLE_CLOUD_PROJECT`."""
     credentials_file: str | None = None
     """Google: path of a JSON file of credentials; by default `GOOGLE_APPLICATION_CREDENTIALS`."""
     access_token: str | None = field(default=None, repr=False)
@@ -134,6 +134,10 @@ class StoreOptions:
         _require(self.engine in (None, "native", "fsspec"), f"engine is {self.engine!r}; it is 'native' or 'fsspec'")
         self._check_filesystem()
         self._check_encryption()
+        _require(isinstance(self.retry, RetryOptions), f"retry must be RetryOptions, not {self.retry!r}")
+        for name in ("connect_timeout_s", "request_timeout_s"):
+            seconds = getattr(self, name)
+            _require(isinstance(seconds, int | float), f"{name} must be seconds, not {seconds!r}")
         _require(self.connect_timeout_s > 0 and self.request_timeout_s > 0, "timeouts must be positive seconds")
 
     def _check_filesystem(self) -> None:

@@ -7,10 +7,11 @@ with localstack.start("seaweedfs") as server:
 
 from __future__ import annotations
 
-from localstack.errors import LocalServerError, NotInstalled, StartFailed, UnknownServer
+from localstack.errors import BucketRefused, LocalServerError, NotInstalled, StartFailed, UnknownServer
 from localstack.server import Server, missing, names, start
 
 __all__ = [
+    "BucketRefused",
     "LocalServerError",
     "NotInstalled",
     "Server",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "list":
             return _list()
         recipes = choose(options.servers)
+        if options.command == "run":
+            _check(command)
         with ExitStack() as stack:
             servers = [_start(stack, recipe, options.bucket) for recipe in recipes]
             return _run(servers, command) if options.command == "run" else _up(servers)
@@ -120,9 +123,15 @@ def _up(servers: Sequence[Server]) -> int:
     return 1
 
 
-def _run(servers: Sequence[Server], command: Sequence[str]) -> int:
+def _check(command: Sequence[str]) -> None:
+    """Refuses what cannot be run, before anything is started for it."""
     if not command:
         raise ValueError("no command: put it after --")
+    if shutil.which(command[0]) is None:
+        raise ValueError(f"no command is called {command[0]!r}")
+
+
+def _run(servers: Sequence[Server], command: Sequence[str]) -> int:
     return subprocess.run(command, env={**os.environ, **_environment(servers)}, check=False).returncode
 
 

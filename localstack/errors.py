@@ -3,7 +3,8 @@
 LocalServerError
 ├── UnknownServer    no server of that name (also a ValueError)
 ├── NotInstalled     its program was not found; the message says how to get it (also a FileNotFoundError)
-└── StartFailed      it was started and did not come up; the log's tail is in the notes
+├── StartFailed      it was started and did not come up; the log's tail is in the notes
+└── BucketRefused    it did not create a bucket; the message has its words
 """
 
 from __future__ import annotations
@@ -23,3 +24,7 @@ class NotInstalled(LocalServerError, FileNotFoundError):
 
 class StartFailed(LocalServerError):
     """The server exited, or did not answer before the deadline; it is gone again when this is raised."""
+
+
+class BucketRefused(LocalServerError):
+    """The server did not create a bucket, such as one whose name it does not accept."""

@@ -10,9 +10,10 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
 
-from localstack.errors import NotInstalled, StartFailed, UnknownServer
+from localstack.errors import BucketRefused, NotInstalled, StartFailed, UnknownServer
 from localstack.instance import Instance
 from localstack.ports import any_taken, free_ports
+from localstack.proxies import past_proxies
 from localstack.recipe import Dialect, Recipe, Site
 from localstack.recipes import RECIPES
 from localstack.workspace import Workspace, kept, temporary
@@ -52,8 +53,15 @@ class Server:
         return not self._instance.child.exited.is_set()
 
     def create_bucket(self, bucket: str) -> None:
-        """Creates a bucket (Azure: a container) unless it exists."""
-        self._instance.client.create_bucket(bucket)
+        """Creates a bucket (Azure: a container) unless it exists.
+
+        Raises:
+            BucketRefused: the server did not, for whatever reason.
+        """
+        try:
+            self._instance.client.create_bucket(bucket)
+        except Exception as error:
+            raise BucketRefused(f"{self.name} does not create the bucket {bucket!r}: {error}") from error
 
     def kill(self) -> None:
         """Kills it with SIGKILL and returns when it is gone; data, ports and `env` stay for `restart`."""
@@ -156,7 +164,7 @@ def _handle(instance: Instance, workspace: Workspace) -> Server:
         name=instance.recipe.name,
         dialect=instance.recipe.dialect,
         endpoint_url=instance.endpoint_url,
-        env=MappingProxyType(instance.client.env()),
+        env=MappingProxyType({**instance.client.env(), **past_proxies()}),
         directory=workspace.path,
         log_path=instance.log_path,
         conditional_writes=instance.recipe.conditional_writes,

@@ -58,6 +58,8 @@ def best(name: str, names: Sequence[str]) -> list[str]:
 def near_schemes(url: str) -> list[str]:
     """The same URL with a scheme that exists."""
     scheme, separator, rest = url.partition("://")
+    if separator and scheme.lower() in SCHEMES:
+        return []
     if not separator:
         found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/*(.*)", url)
         scheme, rest = (found[1], found[2]) if found else ("", "")

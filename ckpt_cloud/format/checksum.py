@@ -7,7 +7,7 @@ import hashlib
 import sys
 from collections.abc import Iterable
 
-import crc32c as _crc32c
+from awscrt import checksums
 
 Buffer = bytes | bytearray | memoryview
 DIGEST_BYTES = 32
@@ -16,7 +16,8 @@ DIGEST_BYTES = 32
 
 def crc32c(data: Buffer, start: int = 0) -> int:
     """CRC32C of `data`, continuing from `start`, the CRC32C of what came before."""
-    return _crc32c.crc32c(data, start)
+    value: int = checksums.crc32c(data, start)
+    return value
 
 
 class BlockSums:

@@ -3,6 +3,7 @@
 from ckpt_cloud.stores.base import (
     ANY,
     CREATE,
+    AtHand,
     Condition,
     ObjectInfo,
     ObjectStore,
@@ -15,6 +16,7 @@ from ckpt_cloud.stores.resolve import import_engine, open_both, open_store
 __all__ = [
     "ANY",
     "CREATE",
+    "AtHand",
     "Condition",
     "Location",
     "ObjectInfo",

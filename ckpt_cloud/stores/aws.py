@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import botocore.exceptions
 from botocore.config import Config
 from botocore.configprovider import ConfiguredEndpointProvider
 from botocore.session import Session
+from botocore.utils import check_dns_name, validate_region_name
 
 from ckpt_cloud.errors import FixRequest, MissingCredentials
 from ckpt_cloud.options import StoreOptions
@@ -24,6 +26,7 @@ _HINT = (
 )
 _REGION = "us-east-1"
 """Where none is configured: most S3-compatible servers take it."""
+_SUFFIX = "amazonaws.com"
 REFRESH_EVERY = timedelta(minutes=5)
 _MARGIN = timedelta(minutes=1)
 """Keys are not used in their last minute."""
@@ -57,7 +60,7 @@ def session(options: StoreOptions, url: str, kind: type[Session] = Session, conf
         kind, config: other classes of sessions and of their settings, such as aiobotocore's.
 
     Raises:
-        FixRequest: the profile does not exist or the shared config cannot be read.
+        FixRequest: the profile does not exist, the shared config cannot be read, or the region is no name of one.
     """
     found = kind(profile=options.profile)
     if options.ca_bundle:
@@ -71,8 +74,19 @@ def session(options: StoreOptions, url: str, kind: type[Session] = Session, conf
         configured = found.get_config_variable("region")
     except botocore.exceptions.BotoCoreError as error:
         raise FixRequest(f"the AWS configuration cannot be used: {error}", url, "check AWS_PROFILE") from None
-    found.set_config_variable("region", options.region or configured or os.environ.get("AWS_REGION") or _REGION)
+    # AWS_REGION is unknown to botocore; other tools of AWS's put it before AWS_DEFAULT_REGION and the config.
+    chosen = options.region or os.environ.get("AWS_REGION") or configured or _REGION
+    found.set_config_variable("region", _checked(chosen, url))
     return found
+
+
+def _checked(region: str, url: str) -> str:
+    try:
+        validate_region_name(region)
+    except botocore.exceptions.BotoCoreError:
+        hint = "set AWS_REGION or region= to one such as eu-west-1"
+        raise FixRequest(f"{region!r} is no name of a region", url, hint) from None
+    return region
 
 
 def region(chain: Session) -> str:
@@ -126,15 +140,25 @@ def _configured_endpoint(chain: Session) -> str | None:
     return str(configured) if configured else None
 
 
-def virtual_hosted_style(chain: Session, options: StoreOptions, endpoint: str | None) -> bool:
+def partition_endpoint(chain: Session) -> str | None:
+    """AWS's own endpoint where it is not below `amazonaws.com`, as in China; obstore knows no other."""
+    name = region(chain)
+    for partition in chain.get_data("partitions")["partitions"]:
+        suffix = partition["outputs"]["dnsSuffix"]
+        if suffix != _SUFFIX and re.match(partition["regionRegex"], name):
+            return f"https://s3.{name}.{suffix}"
+    return None
+
+
+def virtual_hosted_style(chain: Session, options: StoreOptions, endpoint: str | None, bucket: str) -> bool:
     """Whether the bucket goes into the host name: as asked, else as the AWS config's `addressing_style` says."""
     if options.virtual_hosted_style is not None:
         return options.virtual_hosted_style
     style = (chain.get_scoped_config().get("s3") or {}).get("addressing_style")
     if style in ("virtual", "path"):
         return bool(style == "virtual")
-    # Names of servers of one's own seldom have wildcards.
-    return not endpoint
+    # Names of servers of one's own seldom have wildcards, and AWS's certificates cover no bucket with a dot.
+    return not endpoint and check_dns_name(bucket)
 
 
 def store_checksums(chain: Session, options: StoreOptions) -> bool:

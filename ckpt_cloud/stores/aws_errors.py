@@ -40,6 +40,7 @@ _NO_KEYS = (
     # Of a service that gives keys, and of chains that end.
     foreign.ClientError,
     foreign.NoCredentialsError,
+    foreign.PartialCredentialsError,
     foreign.CredentialRetrievalError,
     foreign.SSOError,
     foreign.TokenRetrievalError,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -16,6 +16,20 @@ MAX_PART_BYTES = 5 << 30
 """Of one part on S3 and GCS."""
 Source = Callable[[], AsyncIterable[Buffer]]
 """Gives an object's bytes from the beginning, each time that it is called."""
+
+
+class AtHand:
+    """An object's buffers, all there already: whoever can may take them without waiting, on any thread."""
+
+    def __init__(self, buffers: Sequence[Buffer]) -> None:
+        self._buffers = buffers
+
+    def __iter__(self) -> Iterator[Buffer]:
+        return iter(self._buffers)
+
+    async def __aiter__(self) -> AsyncIterator[Buffer]:
+        for buffer in self._buffers:
+            yield buffer
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,7 @@ class BesideS3:
     def client(self) -> Any:
         """A boto3 client for the location, which sends every request once."""
         options = self._options
-        virtual = aws.virtual_hosted_style(self._chain, options, self._endpoint)
+        virtual = aws.virtual_hosted_style(self._chain, options, self._endpoint, self._location.bucket)
         config: dict[str, Any] = {
             "retries": {"total_max_attempts": 1},
             "connect_timeout": options.connect_timeout_s,

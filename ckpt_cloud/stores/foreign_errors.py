@@ -62,8 +62,10 @@ _RENEW_HINTS = {
 }
 _PROXY_HINT = "a proxy may answer in its place: check the endpoint, proxy_url and the HTTPS_PROXY variable"
 _NOT_A_DIRECTORY = "Not a directory (os error 20)"
+_OPEN = "open"
 _READS = ("head", "get", "read")
 """For which a file where a directory should be means that there is no such object."""
+_ARCHIVED_HINT = "a lifecycle rule may have moved it: restore it (S3) or set its tier (Azure), and exempt checkpoints"
 _REGION_HINT = "set AWS_REGION or region= to the bucket's region"
 
 BY_CODE: dict[str, tuple[type[CkptCloudError], str, str]] = {
@@ -92,6 +94,11 @@ BY_CODE: dict[str, tuple[type[CkptCloudError], str, str]] = {
     "XAmzContentChecksumMismatch": (StoreUnavailable, "the bytes changed on their way to the store", "try again"),
     "XAmzContentSHA256Mismatch": (StoreUnavailable, "the bytes changed on their way to the store", "try again"),
     "InternalError": (StoreUnavailable, "the store failed", "try again"),
+    "InvalidObjectState": (RequestRefused, "the object is archived", _ARCHIVED_HINT),
+    # KMS's, by way of S3, and MinIO's.
+    "ThrottlingException": (Throttled, "the store asks for fewer requests", "lower max_requests"),
+    "SlowDownRead": (Throttled, "the store asks for fewer requests", "lower max_requests"),
+    "SlowDownWrite": (Throttled, "the store asks for fewer requests", "lower max_requests"),
     # Azure's, https://learn.microsoft.com/rest/api/storageservices/blob-service-error-codes
     "ContainerNotFound": (BucketNotFound, "the container does not exist", _BUCKET_HINT),
     "ContainerBeingDeleted": (BucketNotFound, "the container is being deleted", _BUCKET_HINT),
@@ -103,6 +110,8 @@ BY_CODE: dict[str, tuple[type[CkptCloudError], str, str]] = {
     "NoAuthenticationInformation": (PermissionDenied, "the request was not signed", _AZURE_HINT),
     "PublicAccessNotPermitted": (PermissionDenied, "the account allows no anonymous access", _AZURE_HINT),
     "KeyBasedAuthenticationNotPermitted": (PermissionDenied, "the account allows no keys", "use az login or a SAS"),
+    "BlobArchived": (RequestRefused, "the object is archived", _ARCHIVED_HINT),
+    "BlobBeingRehydrated": (RequestRefused, "the object is on its way out of the archive", "wait until it is there"),
     "ServerBusy": (Throttled, "the store asks for fewer requests", "lower max_requests"),
     "OperationTimedOut": (StoreUnavailable, "the store took too long", "try again"),
 }
@@ -210,6 +219,8 @@ def _by_status(text: str, code: str, operation: str, url: str) -> CkptCloudError
         return PermissionDenied(f"{operation}: the store answered {status} {code}".rstrip(), url, _PERMISSION_HINT)
     if 400 <= status < 500 and status not in (408, 409):
         return RequestRefused(f"{operation}: the store answered {status} {code}".rstrip(), url)
+    if operation == _OPEN:
+        return FixRequest("open: the configuration of the store cannot be used", url, "see the note")
     if not status:
         return unanswered(operation, url, text)
     return StoreUnavailable(f"{operation}: the store answered {status} {code}".rstrip(), url, HINT)

@@ -68,14 +68,14 @@ def open_gcs(location: Location, options: StoreOptions) -> NativeStore:
             location.bucket, config=config, client_options=client, retry_config=retry, credential_provider=provider
         )
 
-    made = clients(_billed(options, make), options, endpoint=endpoint, ca=options.ca_bundle)
+    billed = _billed(google_settings.payer(options, location.url), make)
+    made = clients(billed, options, endpoint=endpoint, ca=options.ca_bundle)
     return GCSStore(made, location.path, location.url, probed_as=f"{endpoint or 'gcs'} {location.bucket}")
 
 
-def _billed(options: StoreOptions, make: Any) -> Any:
+def _billed(project: str | None, make: Any) -> Any:
     """`make`, with the project that pays for the requests in a header."""
-    project = options.project
-    if not options.requester_pays or not project:
+    if project is None:
         return make
 
     def billed(client: ClientConfig, retry: RetryConfig) -> Any:

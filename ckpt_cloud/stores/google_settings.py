@@ -39,6 +39,20 @@ def unsigned(options: StoreOptions) -> bool:
     return options.anonymous or (bool(os.environ.get("STORAGE_EMULATOR_HOST")) and not given)
 
 
+def payer(options: StoreOptions, url: str) -> str | None:
+    """The project that pays for requests, where the requester does.
+
+    Raises:
+        FixRequest: none is named.
+    """
+    if not options.requester_pays:
+        return None
+    project = options.project or os.environ.get("GOOGLE_CLOUD_PROJECT")
+    if not project:
+        raise FixRequest("requester_pays without a project", url, "set project= or GOOGLE_CLOUD_PROJECT")
+    return project
+
+
 def credentials(options: StoreOptions, url: str) -> Credentials:
     """The credentials that `options` name, else application default credentials.
 

@@ -15,6 +15,11 @@ _MANGLED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _BY_FSSPEC = "fsspec+"
 _AZURE = ("az", "abfs", "abfss")
 _GOOGLE = ("gs", "gcs")
+_CLOUDS = ("s3", *_GOOGLE, *_AZURE)
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+"""More than any store takes, but nothing that must be encoded."""
+_SPECIAL = ("$web", "$root")
+"""Containers of Azure's own."""
 SCHEMES = ("s3", *_GOOGLE, *_AZURE, "file", "memory")
 """What is known without asking fsspec."""
 
@@ -106,6 +111,9 @@ def _split(authority: str, scheme: str, text: str, *, has_query: bool) -> tuple[
         foreign = at and (scheme not in ("abfs", "abfss") or not account)
         if not bucket or foreign or {"@", ":"} & {*bucket, *account} or has_query:
             raise InvalidURL("the URL needs a bucket and may have no user and no query", text, hint)
+        if scheme in _CLOUDS and not _NAME.fullmatch(bucket) and not (scheme in _AZURE and bucket in _SPECIAL):
+            hint = "correct it; a placeholder may have been left in, such as {bucket}"
+            raise InvalidURL(f"{bucket!r} is no name of a bucket", text, hint)
         return bucket, account
     user, at, _ = authority.rpartition("@")
     if not authority or has_query or (at and ":" in user):

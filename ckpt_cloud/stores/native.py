@@ -25,6 +25,7 @@ from ckpt_cloud.stores.base import (
     CREATE,
     MAX_PART_BYTES,
     MAX_PARTS,
+    AtHand,
     Buffer,
     Condition,
     ObjectInfo,
@@ -115,7 +116,8 @@ class NativeStore:
         return self._version(result)
 
     async def put_multipart(self, key: str, source: Source, *, part_size: int, concurrency: int) -> str | None:
-        stream = _Stoppable(source())
+        buffers = source()
+        stream = _StoppableAtHand(buffers) if isinstance(buffers, AtHand) else _Stoppable(buffers)
         upload = asyncio.ensure_future(
             obstore.put_async(
                 self._clients.parts, join(self._prefix, key), stream, chunk_size=part_size, max_concurrency=concurrency
@@ -298,6 +300,29 @@ class _Stoppable:
         self._stopped = True
         if self._waiting is not None:
             self._waiting.cancel()
+
+
+class _StoppableAtHand:
+    """Buffers that are at hand, for obstore's own threads, which then need not ask ours for each."""
+
+    failure: Exception | None = None
+
+    def __init__(self, buffers: AtHand) -> None:
+        self._buffers = iter(buffers)
+        # What changes.
+        self._stopped = False
+
+    def __iter__(self) -> _StoppableAtHand:
+        return self
+
+    def __next__(self) -> Buffer:
+        if self._stopped:
+            raise RuntimeError("the upload was cancelled")
+        return next(self._buffers)
+
+    def stop(self) -> None:
+        """From any thread."""
+        self._stopped = True
 
 
 async def _ended(work: asyncio.Future[Any], *, timeout_s: float) -> None:

@@ -40,18 +40,19 @@ class Pace:
         return f"<Pace {self.in_flight} in flight of {self.limit or 'any'}, {len(self._waiting)} waiting>"
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """One request's turn, which ends with the block; how it ends sets the pace."""
-        mine = await self.enter()
+    async def turn(self, requests: int = 1) -> AsyncIterator[None]:
+        """The turn of one request, or of as many at once, which ends with the block; how it ends sets the pace."""
+        mine = [await self.enter() for _ in range(requests)]
         try:
             yield
         except Throttled:
-            self.throttled(mine)
+            self.throttled(mine[-1])
             raise
         else:
             self.answered()
         finally:
-            self.leave()
+            for _ in mine:
+                self.leave()
 
     async def enter(self) -> Pass:
         """Waits for a turn, first come, first served; every `enter` needs a `leave`."""

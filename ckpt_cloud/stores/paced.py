@@ -14,7 +14,7 @@ import tenacity
 from ckpt_cloud.errors import StoreUnavailable, Throttled
 from ckpt_cloud.events import count_retry
 from ckpt_cloud.options import RetryOptions, StoreOptions
-from ckpt_cloud.stores.base import ANY, Buffer, Condition, ObjectInfo, ObjectStore, Source, UnfinishedUpload
+from ckpt_cloud.stores.base import ANY, AtHand, Buffer, Condition, ObjectInfo, ObjectStore, Source, UnfinishedUpload
 from ckpt_cloud.stores.capabilities import Capabilities
 from ckpt_cloud.stores.pace import Pace
 from ckpt_cloud.stores.parts_in_flight import PartsInFlight
@@ -53,7 +53,14 @@ class PacedStore:
 
     async def put_multipart(self, key: str, source: Source, *, part_size: int, concurrency: int) -> str | None:
         async def once() -> str | None:
-            with PartsInFlight(source, part_size, self.pace, key) as parts:
+            buffers = source()
+            if isinstance(buffers, AtHand) and self.pace.limit is None:
+                # Until the store throttles nobody has to watch single parts.
+                async with self.pace.turn(concurrency):
+                    return await self._store.put_multipart(
+                        key, lambda: buffers, part_size=part_size, concurrency=concurrency
+                    )
+            with PartsInFlight(lambda: buffers, part_size, self.pace, key) as parts:
                 return await self._store.put_multipart(key, parts.stream, part_size=part_size, concurrency=concurrency)
 
         return await self._retried(once)

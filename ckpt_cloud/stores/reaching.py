@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
+from functools import lru_cache
 
 from ckpt_cloud.errors import FixRequest, StoreUnavailable
 
-HINT = "check the endpoint and the network, then try again"
+HINT = "check the endpoint, the network and proxies on the way, then try again"
 _SERVER = re.compile(r"https?://[^/\s'\"?]+")
 _REASONS = {
     "refused": re.compile(r"refused", re.IGNORECASE),
     "no such host": re.compile(r"dns error|gaierror|name resolution|name or service not known", re.IGNORECASE),
     "reset": re.compile(r"reset by peer|ConnectionReset|ServerDisconnected|Connection was closed", re.IGNORECASE),
+    "no TLS there": re.compile(r"WRONG_VERSION_NUMBER|InvalidContentType|RECORD_LAYER_FAILURE"),
     "timed out": re.compile(r"timed ?out|TimeoutError", re.IGNORECASE),
 }
 _ADDRESS = re.compile(
@@ -47,12 +50,19 @@ def authorities(path: str, url: str) -> str:
         FixRequest: it cannot be used.
     """
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+        _read(path, os.stat(path).st_mtime_ns)
     except OSError as error:
         why = "it has no certificate" if isinstance(error, ssl.SSLError) else error.strerror
         hint = "set ca_bundle, or AWS_CA_BUNDLE on S3, to a PEM file"
         raise FixRequest(f"the CA bundle {path} cannot be used: {why}", url, hint) from None
     return path
+
+
+@lru_cache(maxsize=16)
+def _read(path: str, modified_ns: int) -> None:
+    """Reads the certificates, which takes some 20 ms; once for each version of the file."""
+    del modified_ns
+    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
 
 
 def _chain(error: BaseException | None) -> str:

@@ -114,10 +114,10 @@ def _direct(clients: Clients, options: StoreOptions, ca: str | None) -> DirectRe
 def _config(bucket: str, chain: Session, endpoint: str | None, options: StoreOptions) -> S3Config:
     """Payloads go unsigned: TLS protects them on the way, and our own checksums from there on."""
     config: S3Config = {"unsigned_payload": True, "region": aws.region(chain)}
-    virtual = aws.virtual_hosted_style(chain, options, endpoint)
+    virtual = aws.virtual_hosted_style(chain, options, endpoint, bucket)
     config["virtual_hosted_style_request"] = virtual
-    if endpoint:
-        address = _with_bucket(endpoint, bucket) if virtual else endpoint
+    if reached := endpoint or aws.partition_endpoint(chain):
+        address = _with_bucket(reached, bucket) if virtual else reached
         config["endpoint"] = config["aws_endpoint_url_s3"] = address
     if aws.store_checksums(chain, options):
         config["checksum_algorithm"] = "crc64nvme"

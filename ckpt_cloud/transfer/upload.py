@@ -1,7 +1,8 @@
 """Uploads the packs of one rank: staging and checksums on worker threads while earlier parts are under way.
 
-PackPlan ─► parts ─► request ─► worker: views or a staged copy, CRC32C per block ─► put_multipart ─► ObjectEntry
-                                └► if encrypted: sealed from there into a staged buffer
+PackPlan ─┬► parts ─► request ─► worker: views or a staged copy, CRC32C per block ─┬► put_multipart ─► ObjectEntry
+          │                      └► if encrypted: sealed into a staged buffer      │
+          └► views of all of it, where nothing is to be copied; worker: CRC32C ────┘
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ckpt_cloud.format.manifest import ObjectEntry
 from ckpt_cloud.format.sealing import BLOCK, NONCE_BYTES, ObjectKey, blocks_of, room_within, sealed_size
 from ckpt_cloud.options import TransferOptions
 from ckpt_cloud.planning.save import PackPlan, Segment, parts
-from ckpt_cloud.stores import ObjectStore
+from ckpt_cloud.stores import AtHand, ObjectStore
 from ckpt_cloud.transfer.budget import Budget
 from ckpt_cloud.transfer.staging import Allocate, Staging
 from ckpt_cloud.transfer.structured import all_or_cancel
@@ -84,6 +85,7 @@ async def upload_packs(
         Staging(Budget(options.memory_budget), part_size, source.allocate),
         recorder,
         seal,
+        lanes=max(1, options.max_requests // max(1, min(_PACKS_AT_ONCE, len(packs)))),
     )
     gate = asyncio.Semaphore(min(_PACKS_AT_ONCE, options.max_requests))
 
@@ -106,6 +108,8 @@ class _Upload:
     staging: Staging
     recorder: Recorder
     seal: Callable[[str], ObjectKey] | None
+    lanes: int
+    """Requests of one pack when each has its share."""
 
     async def pack(self, key: str, plan: PackPlan) -> ObjectEntry:
         began_unix_s = time.time()
@@ -118,6 +122,8 @@ class _Upload:
             stored, part_size = sealed_size(plan.size), sealed_size(plan.part_size)
         if plan.size <= plan.part_size:
             version = await self._put(key, plan, sums, sealing)
+        elif not sealing and not self.recorder.watched and (views := await in_thread(self._all_views, plan)):
+            version = await self._put_views(key, plan, views, sums)
         else:
             begun = [sums]
 
@@ -172,6 +178,39 @@ class _Upload:
                 yield pieces.pop(0)
             self._release(segments)
 
+    async def _put_views(self, key: str, plan: PackPlan, views: list[list[memoryview]], sums: BlockSums) -> str | None:
+        """A pack of which nothing is copied, so that it takes no more than handing over its views."""
+
+        def source() -> AtHand:
+            for part in views:
+                self.recorder.moved("up", key, sum(map(len, part)))
+            return AtHand([view for part in views for view in part])
+
+        def check() -> None:
+            for part in views:
+                for view in part:
+                    sums.update(view)
+
+        await self.requests.take(self.lanes)
+        try:
+            put = self.store.put_multipart(key, source, part_size=plan.part_size, concurrency=self.lanes)
+            version, _ = await all_or_cancel((put, in_thread(check)))
+        finally:
+            self.requests.give_back(self.lanes)
+        for segments in parts(plan, self.nbytes):
+            self._release(segments)
+        return version
+
+    def _all_views(self, plan: PackPlan) -> list[list[memoryview]]:
+        """By part, the views of all that the pack holds; nothing if some must be copied, or a part has many."""
+        found = []
+        for segments in parts(plan, self.nbytes):
+            views = self._find_views(plan, segments) if len(segments) <= _MAX_VIEWS else []
+            if not views:
+                return []
+            found.append(views)
+        return found
+
     def _release(self, segments: list[Segment]) -> None:
         for segment in segments:
             if segment.entry >= 0 and segment.end == self.nbytes[segment.entry]:
@@ -181,7 +220,7 @@ class _Upload:
         """Views of the memory that the segments lie in, or nothing if some must be copied or they are many."""
         if len(segments) > _MAX_VIEWS:
             return []
-        return await in_thread(self._find_views, plan, segments, sums)
+        return await in_thread(self._summed_views, plan, segments, sums)
 
     async def _sealed(self, plan: PackPlan, segments: list[Segment], sums: BlockSums, place: _Place) -> memoryview:
         """The segments sealed into one buffer of the budget, which also is all the room that is needed on the way."""
@@ -193,22 +232,26 @@ class _Upload:
     def _seal(self, plan: PackPlan, segments: list[Segment], into: memoryview, sums: BlockSums, place: _Place) -> None:
         size = sum(s.end - s.start for s in segments)
         nonces = os.urandom(blocks_of(size) * NONCE_BYTES)
-        views = self._find_views(plan, segments, sums) if len(segments) <= _MAX_VIEWS else []
+        views = self._summed_views(plan, segments, sums) if len(segments) <= _MAX_VIEWS else []
         if views:
             place.sealing.seal(views, into, nonces, first_block=place.first_block, last=place.last)
         else:
             self._copy(plan, segments, room_within(into, size), sums)
             place.sealing.seal_within(into, size, nonces, first_block=place.first_block, last=place.last)
 
-    def _find_views(self, plan: PackPlan, segments: list[Segment], sums: BlockSums) -> list[memoryview]:
+    def _summed_views(self, plan: PackPlan, segments: list[Segment], sums: BlockSums) -> list[memoryview]:
+        views = self._find_views(plan, segments)
+        for view in views:
+            sums.update(view)
+        return views
+
+    def _find_views(self, plan: PackPlan, segments: list[Segment]) -> list[memoryview]:
         views = []
         for segment in segments:
             view = memoryview(plan.header) if segment.entry < 0 else self.source.view(segment.entry)
             if view is None:
                 return []
             views.append(view[segment.start : segment.end])
-        for view in views:
-            sums.update(view)
         return views
 
     async def _staged(self, plan: PackPlan, segments: list[Segment], sums: BlockSums) -> memoryview:

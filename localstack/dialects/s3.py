@@ -57,8 +57,12 @@ class S3:
             aws_access_key_id=ACCESS_KEY,
             aws_secret_access_key=self._secret,
             region_name=REGION,
-            # No retries: whoever polls is the retry.
+            # No retries: whoever polls is the retry. Straight to this machine, whatever proxy is configured.
             config=Config(
-                connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}
+                connect_timeout=2,
+                read_timeout=5,
+                retries={"total_max_attempts": 1},
+                s3={"addressing_style": "path"},
+                proxies={},
             ),
         )

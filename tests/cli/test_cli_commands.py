@@ -14,7 +14,7 @@ import typer.testing
 
 import ckpt_cloud
 from ckpt_cloud.cli.app import app
-from ckpt_cloud.cli.nearby import best
+from ckpt_cloud.cli.nearby import best, near_schemes
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
@@ -107,6 +107,12 @@ def test_mistakes_end_in_a_message_and_a_status(root, args, status, said):
     assert said.format(root=root) in done.stderr
     assert done.returncode == status
     assert "Traceback" not in done.stderr
+
+
+def test_what_is_not_wrong_is_not_corrected():
+    """The bucket is, and the scheme stays as it was."""
+    assert near_schemes("s3://<bucket>/run") == []
+    assert near_schemes("s3:/bucket/run") == ["s3://bucket/run"]
 
 
 def test_an_error_is_json_too(root):

@@ -73,10 +73,21 @@ raise SystemExit(3)
 """
 
 
-def test_run_without_a_command_says_so():
-    done = run("run", "moto")
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [([], "put it after --"), (["--", "no-such-program", "x"], "no command is called 'no-such-program'")],
+)
+def test_what_cannot_be_run_is_said_before_a_server_starts(command, message):
+    done = run("run", "moto", *command)
     assert done.returncode == 1
-    assert "put it after --" in done.stderr
+    assert done.stderr.strip().endswith(message)
+    assert "starting" not in done.stderr
+
+
+def test_a_bucket_that_is_refused_needs_no_traceback():
+    done = run("up", "moto", "--bucket", "x")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("moto does not create the bucket 'x': ")
 
 
 def test_list_shows_every_server(capsys, monkeypatch):

@@ -125,3 +125,13 @@ def test_nothing_of_the_check_is_left(started, installed):
         region_name=env["AWS_REGION"],
     )
     assert [each["Name"] for each in client.list_buckets()["Buckets"] if each["Name"].startswith("localstack-")] == []
+
+
+@pytest.mark.parametrize("name", localstack.names())
+def test_no_proxy_is_asked_for_it(name, installed, monkeypatch):
+    installed(name)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.org")
+    with localstack.start(name, deadline_s=30) as server:
+        server.create_bucket("bucket")
+        assert server.env["no_proxy"] == server.env["NO_PROXY"] == "example.org,127.0.0.1"

@@ -16,7 +16,7 @@ from ckpt_cloud.errors import (
     RangeNotSatisfiable,
     StoreUnavailable,
 )
-from ckpt_cloud.stores import ANY, CREATE, Replace
+from ckpt_cloud.stores import ANY, CREATE, AtHand, Replace
 
 MIB = 1 << 20
 LIMIT = 64 * MIB
@@ -371,6 +371,11 @@ class StoreConformance:
         pieces = [secrets.token_bytes(3 * MIB) for _ in range(7)]
         upload = place.store.put_multipart("big", stream(*pieces), part_size=5 * MIB, concurrency=4)
         await asyncio.wait_for(upload, 120)
+        assert place.read("big") == b"".join(pieces)
+
+    async def test_multipart_of_buffers_that_are_at_hand(self, place):
+        pieces = [memoryview(secrets.token_bytes(size)) for size in (1, 3 * MIB, 5 * MIB - 1, 7 * MIB, 100)]
+        await place.store.put_multipart("big", lambda: AtHand(pieces), part_size=5 * MIB, concurrency=3)
         assert place.read("big") == b"".join(pieces)
 
     @pytest.mark.parametrize("after", [0, 1, 11 * MIB], ids=["at-once", "early", "late"])

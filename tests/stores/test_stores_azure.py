@@ -113,6 +113,16 @@ def test_nonsense():
         StoreOptions(anonymous=True, account_key=KEY)
 
 
+@pytest.mark.parametrize("engine", ["native", "fsspec"])
+@pytest.mark.parametrize("key", [KEY[2:], KEY + "==", "no key at all", KEY.rstrip("=")])
+def test_a_key_that_was_not_copied_whole(key, engine):
+    if key == KEY:
+        return
+    with pytest.raises(FixRequest, match="not Base64") as broken:
+        open_store(parse_url("az://container/run"), StoreOptions(account_name="acme", account_key=key, engine=engine))
+    assert key not in f"{broken.value!r}"
+
+
 def test_secrets_are_neither_shown_nor_pickled():
     options = StoreOptions(connection_string=STRING, account_key=KEY, sas_token="sig=hunter2", access_token="hunter2")
     assert KEY not in repr(options)

@@ -14,7 +14,7 @@ from ckpt_cloud.errors import CkptCloudError, Unsupported
 from ckpt_cloud.format.checksum import crc32c
 from ckpt_cloud.options import RetryOptions, StoreOptions
 from ckpt_cloud.stores import Replace, open_store, parse_url
-from tests.stores.conformance import LIMIT, StoreConformance, listed, stream
+from tests.stores.conformance import LIMIT, MIB, StoreConformance, listed, stream
 from tests.stores.server_conformance import (
     AzuriteConformance,
     S3Conformance,

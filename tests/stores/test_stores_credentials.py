@@ -1,8 +1,10 @@
 """Credentials, endpoint and region come from where boto3 takes them, with keyword arguments first."""
 
 import secrets
+from datetime import timedelta
 
 import boto3
+import obstore
 import pytest
 
 from ckpt_cloud import bridge
@@ -136,6 +138,22 @@ def test_the_region(env_keys, monkeypatch, variable):
     assert found()[4] == "mars-1"
 
 
+def test_the_variable_that_errors_name_comes_before_what_else_says_a_region(env_keys, aws_config, monkeypatch):
+    aws_config("[default]\nregion = config-1\n")
+    assert found()[4] == "config-1"
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "default-1")
+    assert found()[4] == "default-1"
+    monkeypatch.setenv("AWS_REGION", "region-1")
+    assert found()[4] == "region-1"
+    assert found(region="given-1")[4] == "given-1"
+
+
+@pytest.mark.parametrize("engine", ["native", "fsspec"])
+def test_what_is_no_region_is_refused(env_keys, engine):
+    with pytest.raises(FixRequest, match="'eu west' is no name of a region"):
+        open_store(parse_url(URL), StoreOptions(region="eu west", engine=engine))
+
+
 def boto3s_endpoint():
     return boto3.session.Session().client("s3", region_name="us-east-1").meta.endpoint_url
 
@@ -203,6 +221,27 @@ def test_what_obstore_is_told(env_keys):
     assert config_of(open_store(parse_url(URL), options))["endpoint"] == "http://bucket.host:1"
 
 
+async def signed(url, **options):
+    """What obstore would ask for."""
+    store = open_store(parse_url(url), StoreOptions(**options))._store
+    return (await obstore.sign_async(store._clients.reads, "GET", "k", timedelta(minutes=1))).partition("?")[0]
+
+
+async def test_a_bucket_that_no_certificate_covers_goes_into_the_path(env_keys):
+    assert await signed("s3://bucket") == "https://bucket.s3.us-east-1.amazonaws.com/k"
+    assert await signed("s3://my.bucket") == "https://s3.us-east-1.amazonaws.com/my.bucket/k"
+    assert await signed("s3://my.bucket", virtual_hosted_style=True) == "https://my.bucket.s3.us-east-1.amazonaws.com/k"
+
+
+@pytest.mark.parametrize("region", ["cn-north-1", "us-iso-east-1", "us-gov-west-1", "eu-west-1"])
+@pytest.mark.parametrize("virtual", [True, False])
+async def test_aws_has_other_names_in_some_partitions(env_keys, region, virtual):
+    """The ones that boto3 knows."""
+    host = boto3.session.Session().client("s3", region_name=region).meta.endpoint_url.removeprefix("https://")
+    expected = f"https://bucket.{host}/k" if virtual else f"https://{host}/bucket/k"
+    assert await signed("s3://bucket", region=region, virtual_hosted_style=virtual) == expected
+
+
 def test_fresh_credentials_are_asked_for_now_and_again():
     class Refreshing:
         calls = 0
@@ -228,3 +267,10 @@ def test_a_profile_leads_to_a_server(moto_server, aws_config):
     store = open_store(parse_url(f"s3://{bucket}/run"), StoreOptions(profile="local"))
     bridge.run(store.put("k", b"x"))
     assert bridge.run(store.get("k", limit=1))[0] == b"x"
+
+
+@pytest.mark.parametrize("engine", ["native", "fsspec"])
+def test_half_a_key_is_none(monkeypatch, engine):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "alone")
+    with pytest.raises(MissingCredentials, match="no usable AWS credentials"):
+        bridge.run(open_store(parse_url(URL), StoreOptions(engine=engine)).head("k"))

@@ -24,6 +24,7 @@ from ckpt_cloud.errors import (
     WrongRegion,
 )
 from ckpt_cloud.stores.foreign_errors import BY_CODE, translate, translated
+from ckpt_cloud.stores.reaching import unanswered
 
 URL = "s3://bucket/run/COMMIT"
 EXPECTED = {
@@ -195,3 +196,26 @@ def test_a_refusal_of_one_key_among_many():
     """What obstore says of DeleteObjects, which answers 200 and names each key that it refused."""
     text = "Generic S3 error: DeleteObjects request failed for key k: Access Denied (code: AccessDenied)"
     assert isinstance(translate(foreign.GenericError(text), "delete", "s3://b/k"), PermissionDenied)
+
+
+def test_what_cannot_be_opened_is_no_fault_of_the_network():
+    ours = translate(foreign.GenericError("Generic MicrosoftAzure error: Invalid Access Key"), "open", "az://c/run")
+    assert type(ours) is FixRequest
+
+
+@pytest.mark.parametrize("code", ["InvalidObjectState", "BlobArchived", "BlobBeingRehydrated"])
+def test_an_archived_object_is_not_asked_for_again(code):
+    ours = translate(answer(403 if code.startswith("Invalid") else 409, code), "read", URL)
+    assert not isinstance(ours, TryAgain | PermissionDenied | AlreadyExists)
+    assert "archive" in ours.message
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "SSL: WRONG_VERSION_NUMBER] wrong version number",
+        "Connect, source: received corrupt message of type InvalidContentType",
+    ],
+)
+def test_tls_where_there_is_none(words):
+    assert "(no TLS there)" in unanswered("get", URL, words).message

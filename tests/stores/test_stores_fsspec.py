@@ -526,3 +526,8 @@ def test_encryption_goes_with_the_requests_that_take_it():
         "SSEKMSKeyId": "alias/mine",
         "BucketKeyEnabled": True,
     }
+
+
+def test_a_filesystem_that_reaches_nobody_as_it_is_made():
+    with pytest.raises(ours.StoreUnavailable, match=r"open: no answer \(refused\)"):
+        open_fsspec(parse_url("ftp://127.0.0.1:9/run"), StoreOptions())

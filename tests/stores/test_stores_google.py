@@ -101,3 +101,20 @@ def test_the_emulator(monkeypatch):
     assert google_settings.endpoint_url(StoreOptions(endpoint_url="http://other:1"), URL) == "http://other:1"
     for engine in ("native", "fsspec"):
         open_store(parse_url(URL), StoreOptions(engine=engine))
+
+
+def payer_of(engine):
+    """The project that the engine's requests name."""
+    store = open_store(parse_url(URL), StoreOptions(engine=engine, access_token="t", requester_pays=True))._store
+    if engine == "fsspec":
+        return store._fs._get_params({})["userProject"]
+    return store._clients.reads.client_options["default_headers"]["x-goog-user-project"]
+
+
+@pytest.mark.parametrize("engine", ["native", "fsspec"])
+def test_who_pays_is_in_the_environment(monkeypatch, engine):
+    with pytest.raises(FixRequest, match="requester_pays without a project") as unnamed:
+        payer_of(engine)
+    assert "GOOGLE_CLOUD_PROJECT" in unnamed.value.hint
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "acme")
+    assert payer_of(engine) in ("acme", b"acme")

@@ -21,6 +21,8 @@ SECRETS = {"access_key_id": "AKIAhunter2", "secret_access_key": "hunter2", "sess
         lambda: StoreOptions(anonymous=True, access_key_id="a", secret_access_key="b"),
         lambda: StoreOptions(connect_timeout_s=0),
         lambda: StoreOptions(request_timeout_s=-1),
+        lambda: StoreOptions(request_timeout_s="5"),
+        lambda: StoreOptions(retry={"max_retries": 3}),
         lambda: RetryOptions(max_retries=-1),
         lambda: RetryOptions(deadline_s=0),
         lambda: RetryOptions(first_contact_s=0),
@@ -41,7 +43,7 @@ SECRETS = {"access_key_id": "AKIAhunter2", "secret_access_key": "hunter2", "sess
         lambda: CommitOptions(pause_s=-1),
         lambda: CommitOptions(max_pause_s=0),
     ],
-    ids=range(24),
+    ids=range(26),
 )
 def test_refused(make):
     with pytest.raises(InvalidOption) as refused:

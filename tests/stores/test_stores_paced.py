@@ -14,7 +14,7 @@ from ckpt_cloud.errors import (
     Throttled,
 )
 from ckpt_cloud.options import RetryOptions, StoreOptions
-from ckpt_cloud.stores import ANY, CREATE, ObjectStore, Replace
+from ckpt_cloud.stores import ANY, CREATE, AtHand, ObjectStore, Replace
 from ckpt_cloud.stores.paced import FailingFor, PacedStore
 
 pytestmark = pytest.mark.timeout(30)
@@ -274,3 +274,23 @@ async def test_parts_have_a_turn_until_their_buffers_are_let_go():
         await asyncio.sleep(0)
     assert store.pace.in_flight == 0
     assert store.pace.limit > 1
+
+
+async def test_buffers_at_hand_go_as_they_are_until_the_store_throttles():
+    taken = []
+
+    class Below(Scripted):
+        async def put_multipart(self, key, source, *, part_size, concurrency):
+            buffers = source()
+            taken.append((type(buffers) is AtHand, store.pace.in_flight))
+            if len(taken) == 1:
+                raise Throttled("upload: SlowDown", "s3://b/k")
+            assert [bytes(buffer) async for buffer in buffers] == [b"12", b"34"]
+            return "version"
+
+    store = paced(Below())
+    buffers = [memoryview(b"12"), memoryview(b"34")]
+    assert await store.put_multipart("k", lambda: AtHand(buffers), part_size=4, concurrency=6) == "version"
+    assert taken[0] == (True, 6)
+    assert taken[1][0] is False, "now each part waits for its turn"
+    assert store.pace.limit == 3

@@ -147,6 +147,39 @@ async def test_views_are_handed_over_without_a_copy(store, small_options):
     assert {id(owner) for owner in owners} == {id(source.values[0]), id(packs[0][1].header)}
 
 
+async def test_packs_that_are_all_views_share_the_requests(store, small_options):
+    source = Memory([some_bytes(5000, seed) for seed in range(6)], views=range(6))
+    packs = planned(source.values, pack_size=5200, part_size=500)
+    recorder = Recorder()
+
+    async def some_turns(key, number):
+        await asyncio.sleep(0.001)
+
+    store.before_part = some_turns
+    objects = await upload(store, source, packs, small_options(memory_budget=1, max_requests=12), recorder)
+
+    assert store.requests.peak <= 12
+    assert sorted(source.released) == list(range(6))
+    assert recorder.report.requests == sum(-(-plan.size // 500) for _, plan in packs)
+    for entry, (key, plan) in zip(objects, packs, strict=True):
+        assert store.objects[key] == plan.header + b"".join(source.values[index] for index in plan.entries)
+        assert first_bad_block([store.objects[key]], 0, entry.sums, entry.block_size) is None
+
+
+async def test_a_view_that_fails_takes_the_upload_with_it(store, small_options):
+    source = Memory([some_bytes(5000, seed) for seed in range(3)], views=range(3))
+    packs = planned(source.values, pack_size=5200, part_size=500)
+
+    async def refused(key, number):
+        raise StoreUnavailable("upload: no answer", f"{store.url}/{key}")
+
+    store.before_part = refused
+    with pytest.raises(StoreUnavailable):
+        await upload(store, source, packs, small_options())
+    assert store.objects == {}
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 async def test_a_part_of_many_small_entries_is_one_buffer(store, small_options):
     source = Memory([some_bytes(20, seed) for seed in range(100)], views=range(100))
     ((key, plan),) = planned(source.values, pack_size=9000, part_size=1000)

@@ -11,6 +11,7 @@ from ckpt_cloud.format.layout import join
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores.base import ObjectStore
 from ckpt_cloud.stores.fsspec_engine.base import Root
+from ckpt_cloud.stores.fsspec_engine.errors import of_files, translated
 from ckpt_cloud.stores.location import Location
 
 __all__ = ["open_fsspec"]
@@ -29,6 +30,7 @@ def open_fsspec(location: Location, options: StoreOptions) -> ObjectStore:
     Raises:
         Unsupported: the library is not installed, or the filesystem is for use inside coroutines only.
         MissingCredentials, FixRequest: from the configuration.
+        StoreUnavailable, PermissionDenied: from filesystems that go to their server as they are made, such as FTP's.
     """
     if options.filesystem is not None:
         fs, path = _unwrapped(options.filesystem, location)
@@ -116,4 +118,10 @@ def _any(location: Location, options: StoreOptions) -> tuple[Any, str]:
     except (TypeError, ValueError) as error:
         hint = "give filesystem_options that it takes, or a filesystem"
         raise FixRequest(f"no filesystem could be made: {error}", location.url, hint) from None
+    except ImportError:
+        raise
+    except Exception:
+        # Some go to their server at once.
+        with translated("open", location.url, of_files):
+            raise
     return fs, path

@@ -246,7 +246,7 @@ def make_gcs(location: Location, options: StoreOptions) -> Any:
     arguments: dict[str, Any] = {
         "token": "anon" if google_settings.unsigned(options) else google_settings.credentials(options, location.url),
         "endpoint_url": google_settings.endpoint_url(options, location.url),
-        "requester_pays": options.requester_pays and (options.project or True),
+        "requester_pays": google_settings.payer(options, location.url) or False,
         "session_kwargs": _session(options),
         "skip_instance_cache": True,
         "use_listings_cache": False,

@@ -181,7 +181,7 @@ def make_s3(location: Location, options: StoreOptions) -> Any:
         "endpoint_url": endpoint,
         "requester_pays": options.requester_pays,
         "client_kwargs": {"region_name": aws.region(chain)},
-        "config_kwargs": _config(chain, options, endpoint),
+        "config_kwargs": _config(chain, options, endpoint, location.bucket),
         "s3_additional_kwargs": _encryption(options),
         "skip_instance_cache": True,
         "use_listings_cache": False,
@@ -191,8 +191,8 @@ def make_s3(location: Location, options: StoreOptions) -> Any:
     return fs
 
 
-def _config(chain: Any, options: StoreOptions, endpoint: str | None) -> dict[str, Any]:
-    virtual = aws.virtual_hosted_style(chain, options, endpoint)
+def _config(chain: Any, options: StoreOptions, endpoint: str | None, bucket: str) -> dict[str, Any]:
+    virtual = aws.virtual_hosted_style(chain, options, endpoint, bucket)
     checksums = "when_supported" if aws.store_checksums(chain, options) else "when_required"
     config: dict[str, Any] = {
         "retries": _ONCE,
