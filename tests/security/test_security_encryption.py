@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: F401 - s
 
 import ckpt_cloud
 from ckpt_cloud import ObjectStoreReader, ObjectStoreWriter, TransferOptions
+from ckpt_cloud.cli.app import app
 from ckpt_cloud.errors import (
     CheckpointExists,
     CorruptCommit,
@@ -543,3 +544,67 @@ def test_ranks_of_their_own(tmp_path):
         writer = ObjectStoreWriter(tmp_path / "run" / f"rank-{rank:05d}", encryption_key=KEY)
         ckpt_cloud.save({"w": torch.full((3,), rank)}, storage_writer=writer)
     assert ckpt_cloud.verify(tmp_path / "run", deep=True, encryption_key=KEY).objects == 2
+
+
+@pytest.mark.parametrize("engine", ["native", "fsspec"])
+def test_on_s3(s3_url, engine):
+    """Parts are as large as S3 wants them, in each engine."""
+    url = f"{s3_url}/{engine}"
+    save(url, state(), transfer=PARTS, engine=engine)
+    loaded, report = load(url, blank(), transfer=PARTS, engine=engine)
+    assert is_right(loaded, state())
+    assert report.verified
+    ckpt_cloud.copy(url, f"{url}-copy", encryption_key=KEY, transfer=PARTS)
+    assert is_right(load(f"{url}-copy", blank(), transfer=PARTS, engine=engine)[0], state())
+
+
+class TestCommands:
+    """`ckpt-cloud`, with the key in a file or in the environment."""
+
+    @pytest.fixture(autouse=True)
+    def key_file(self, tmp_path, monkeypatch):
+        monkeypatch.delenv("CKPT_CLOUD_ENCRYPTION_KEY", raising=False)
+        (tmp_path / "key").write_text(KEY.hex() + "\n")
+        (tmp_path / "other").write_text(OTHER.hex())
+        return tmp_path / "key"
+
+    def call(self, capsys, *words, status=0):
+        with pytest.raises(SystemExit) as ended:
+            app(list(map(str, words)), standalone_mode=True)
+        assert (ended.value.code or 0) == status
+        return capsys.readouterr().out
+
+    def test_reading(self, url, key_file, capsys, monkeypatch):
+        save(url.with_name("plain"), encryption_key=None)
+        option = ("--encryption-key-file", key_file)
+        assert "int64" in self.call(capsys, "show", url, *option)
+        assert "no difference" in self.call(capsys, "diff", url, url.with_name("plain"), "--values", *option)
+        assert "whole" in self.call(capsys, "verify", url, "--deep", *option)
+        assert "0 object(s)" in self.call(capsys, "gc", url.parent, "--older-than", "0", *option)
+        assert "committed" in self.call(capsys, "ls", url.parent)
+        monkeypatch.setenv("CKPT_CLOUD_ENCRYPTION_KEY", base64.b64encode(KEY).decode())
+        for command in (("show", url), ("verify", url), ("diff", url, url)):
+            self.call(capsys, *command)
+
+    def test_without(self, url, tmp_path):
+        with pytest.raises(EncryptionKeyMissing, match="encrypted"):
+            app(["show", str(url)], standalone_mode=False)
+        with pytest.raises(WrongEncryptionKey):
+            app(["verify", str(url), "--encryption-key-file", str(tmp_path / "other")], standalone_mode=False)
+
+    def test_writing(self, url, tmp_path, key_file, capsys, monkeypatch):
+        def encryption_of(name):
+            return commit_of(tmp_path / name).get("encryption", {}).get("key_id")
+
+        monkeypatch.setenv("CKPT_CLOUD_ENCRYPTION_KEY", KEY.hex())
+        self.call(capsys, "cp", url, tmp_path / "same")
+        self.call(capsys, "cp", url, tmp_path / "clear", "--decrypt")
+        new = ("--source-key-file", key_file, "--encryption-key-file", tmp_path / "other", "--encryption-key-id", "new")
+        self.call(capsys, "cp", url, tmp_path / "rekeyed", *new)
+        self.call(capsys, "cp", tmp_path / "clear", tmp_path / "still-clear")
+        self.call(capsys, "convert", url, tmp_path / "converted", "--to", "ckpt-cloud")
+        self.call(capsys, "convert", url, tmp_path / "model.pt", "--to", "torch", "--decrypt")
+        assert encryption_of("same") == encryption_of("converted") == MasterKey(KEY).check
+        assert encryption_of("clear") is encryption_of("still-clear") is None
+        assert encryption_of("rekeyed") == "new"
+        assert is_right(load(tmp_path / "rekeyed", encryption_key=OTHER)[0], small())
