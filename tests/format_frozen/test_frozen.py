@@ -105,7 +105,7 @@ def test_nothing_is_missing():
         assert sorted(path.name for path in data.iterdir()) == sorted([*NAMES, *later])
         registers = [json.loads(path.read_text()) for path in data.rglob("COMMIT")]
         assert {register["version"] for register in registers} == {version}
-        assert sum(path.stat().st_size for path in data.rglob("*") if path.is_file()) < 200_000
+        assert sum(path.stat().st_size for path in data.rglob("*") if path.is_file()) < 250_000
 
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf:UserWarning")
@@ -290,6 +290,11 @@ def test_what_is_coded_is_sealed_too():
     assert len(sizes) > 2
     for key, size in sizes.items():
         assert (root / key).stat().st_size == size + 28
+    PUBLIC.verify(
+        bytes.fromhex(independent.read_register(root)["signature"]["value"]),
+        independent.signed_message(independent.read_register(root)),
+    )
+    assert ckpt_cloud.verify(root.root, deep=True, trusted_keys=PUBLIC, encryption_key=ENCRYPTION_KEY).ok
 
 
 def test_what_is_signed_and_noted():
