@@ -34,6 +34,14 @@ if TYPE_CHECKING:
         Policy,
         SavedStep,
     )
+    from ckpt_cloud.manager.save_policies import (
+        AnySave,
+        SaveEveryNSteps,
+        SaveEveryT,
+        SaveOnPreemption,
+        SavePolicy,
+        SaveSteps,
+    )
     from ckpt_cloud.manager.settings import Finished
     from ckpt_cloud.options import CommitOptions, RetryOptions, StoreOptions, TransferOptions
     from ckpt_cloud.reader import ObjectStoreReader
@@ -47,6 +55,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AnyOf": "manager.policies",
+    "AnySave": "manager.save_policies",
     "BestN": "manager.policies",
     "BytesMoved": "events",
     "Checkpoint": "interop.lazy",
@@ -76,6 +85,11 @@ _HOMES = {
     "Policy": "manager.policies",
     "Report": "events",
     "RetryOptions": "options",
+    "SaveEveryNSteps": "manager.save_policies",
+    "SaveEveryT": "manager.save_policies",
+    "SaveOnPreemption": "manager.save_policies",
+    "SavePolicy": "manager.save_policies",
+    "SaveSteps": "manager.save_policies",
     "SavedStep": "manager.policies",
     "SelectiveLoadPlanner": "selection",
     "StoreOptions": "options",
@@ -102,6 +116,7 @@ _HOMES = {
 
 __all__ = [
     "AnyOf",
+    "AnySave",
     "BestN",
     "BytesMoved",
     "Checkpoint",
@@ -132,6 +147,11 @@ __all__ = [
     "Policy",
     "Report",
     "RetryOptions",
+    "SaveEveryNSteps",
+    "SaveEveryT",
+    "SaveOnPreemption",
+    "SavePolicy",
+    "SaveSteps",
     "SavedStep",
     "SelectiveLoadPlanner",
     "StoreOptions",

@@ -10,7 +10,7 @@ from typing import Literal
 from ckpt_cloud import bridge
 from ckpt_cloud.commit import read_register
 from ckpt_cloud.errors import CorruptCommit, Unsupported
-from ckpt_cloud.format.layout import id_unix_ms
+from ckpt_cloud.format.layout import DATA_PREFIX, id_unix_ms
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores import Location, ObjectStore, open_store, parse_url
 
@@ -58,7 +58,8 @@ def latest(root: str | os.PathLike[str], *, store: StoreOptions | None = None) -
 
 async def _list(root: Location, options: StoreOptions) -> list[CheckpointInfo]:
     store = open_store(root, options, first_contact=True)
-    names = await store.list_children()
+    # `data` is a part of a checkpoint, or a probe's place, and no checkpoint.
+    names = [name for name in await store.list_children() if name != DATA_PREFIX.rstrip("/")]
     gate = asyncio.Semaphore(_LOOKS_AT_ONCE)
 
     async def look(name: str) -> CheckpointInfo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import tenacity
 from msgspec import UNSET, structs
 
 from ckpt_cloud import protocol
+from ckpt_cloud.encryption import Keyring, Seal
 from ckpt_cloud.errors import (
     AlreadyExists,
     CheckpointChanged,
@@ -23,6 +25,7 @@ from ckpt_cloud.errors import (
     CorruptCommit,
     CorruptManifest,
     Damaged,
+    DecryptionFailed,
     NotFound,
     PreconditionFailed,
     SignatureError,
@@ -34,7 +37,7 @@ from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format import register as registers
 from ckpt_cloud.format.layout import COMMIT_KEY, DATA_PREFIX, NO_ID, is_rank_path, join, manifest_key
 from ckpt_cloud.format.manifest import Manifest
-from ckpt_cloud.format.register import ManifestRef, Register
+from ckpt_cloud.format.register import CODED_CHUNKS, ENCRYPTED, ManifestRef, Register
 from ckpt_cloud.options import CommitOptions
 from ckpt_cloud.protocol import Answer, Failed, Intent, Put, ReadBack, Seen, Step
 from ckpt_cloud.stores import CREATE, Condition, ObjectStore, Replace
@@ -44,6 +47,8 @@ _MANIFEST_LIMIT = 1 << 32
 _REGISTER_TIMEOUT_S = 15.0
 """For one request about `COMMIT`, which is tiny: a store that needs longer does not answer."""
 _UNCLEAR = (StoreUnavailable, Throttled)
+_SALT_BYTES = 32
+NO_KEYS = Keyring()
 
 
 async def read_register(store: ObjectStore, *, under: str = "") -> Seen:
@@ -107,40 +112,52 @@ async def check_conditions(store: ObjectStore, options: CommitOptions) -> None:
 
 
 async def open_manifest(
-    store: ObjectStore, accept: Callable[[Register, str], None] | None = None
-) -> tuple[ManifestRef, bytes]:
-    """What `COMMIT` points to, and its bytes.
+    store: ObjectStore, accept: Callable[[Register, str], None] | None = None, keys: Keyring = NO_KEYS
+) -> tuple[Register, bytes]:
+    """The register, and the bytes of the manifest that it points to.
 
     Args:
         accept: raises if the register, at a URL, is not to be trusted; asked before anything else is read.
+        keys: of encrypted checkpoints.
 
     Raises:
         CheckpointNotFound: nothing is there; CheckpointIncomplete: only data; CheckpointDeleted: no longer.
         CheckpointPerRank: only checkpoints of single ranks.
         CorruptManifest: the manifest is gone.
+        EncryptionKeyMissing, WrongEncryptionKey: it is encrypted, and `keys` do not open it.
     """
     try:
-        return await _open_manifest(store, accept)
-    except (CorruptManifest, SignatureError):
+        return await _open_manifest(store, accept, keys)
+    except (CorruptManifest, DecryptionFailed, SignatureError):
         # A bit that flipped on the way, in COMMIT or in the manifest, is right the second time.
-        return await _open_manifest(store, accept)
+        return await _open_manifest(store, accept, keys)
 
 
 async def _open_manifest(
-    store: ObjectStore, accept: Callable[[Register, str], None] | None
-) -> tuple[ManifestRef, bytes]:
-    reference = await committed(store, accept)
-    where = f"{store.url}/{reference.key}"
+    store: ObjectStore, accept: Callable[[Register, str], None] | None, keys: Keyring
+) -> tuple[Register, bytes]:
+    register, reference = await committed(store, accept)
+    return register, await read_manifest(await keys.unsealed(store, register), reference)
+
+
+async def read_manifest(store: ObjectStore, reference: ManifestRef, *, under: str = "") -> bytes:
+    """The manifest that `reference` names, below the path `under`, held against it.
+
+    Raises:
+        CorruptManifest: it is gone, or another.
+    """
+    key = join(under, reference.key)
+    where = f"{store.url}/{key}"
     try:
-        data, _ = await store.get(reference.key, limit=_MANIFEST_LIMIT)
+        data, _ = await store.get(key, limit=_MANIFEST_LIMIT)
     except NotFound:
         raise CorruptManifest("the manifest that COMMIT names is gone", where, "load an earlier checkpoint") from None
     manifests.check(data, reference, where)
-    return reference, data
+    return data
 
 
-async def committed(store: ObjectStore, accept: Callable[[Register, str], None] | None) -> ManifestRef:
-    """Where `COMMIT` says that the manifest is, once `accept` let the register pass.
+async def committed(store: ObjectStore, accept: Callable[[Register, str], None] | None) -> tuple[Register, ManifestRef]:
+    """The register, once `accept` let it pass, and where it says that the manifest is.
 
     Raises:
         As `open_manifest`.
@@ -155,7 +172,7 @@ async def committed(store: ObjectStore, accept: Callable[[Register, str], None] 
         raise CheckpointDeleted(f"the checkpoint is {register.state}", store.url, "load another one")
     if accept is not None:
         accept(register, store.url)
-    return register.manifest
+    return register, register.manifest
 
 
 async def explained(store: ObjectStore, attempt: str, damage: Damaged) -> CkptCloudError:
@@ -221,6 +238,7 @@ async def publish(
     options: CommitOptions,
     metrics: dict[str, float] | None = None,
     sign: Callable[[Register], Register] | None = None,
+    seal: Seal | None = None,
 ) -> Register:
     """Stores the manifest, then makes the checkpoint visible by one conditional PUT.
 
@@ -229,18 +247,24 @@ async def publish(
         seen: the register as `admit` read it.
         metrics: to be kept in `COMMIT` itself.
         sign: signs the register.
+        seal: encrypts the manifest, as it did all data.
 
     Raises:
         CheckpointExists, StaleWrite, AttemptAborted: another writer or a collector was first; nothing was published.
         CommitStateUnknown: no clear answer within `options.deadline_s`; nothing may be deleted.
     """
-    data = manifests.encode(body)
+    data = manifests.encode(body, salt=os.urandom(_SALT_BYTES) if seal else b"")
     key = manifest_key(body.attempt)
-    await store.put(key, data)
+    await (seal.store(store) if seal else store).put(key, data)
     fence = seen.register.fence if seen.register else NO_ID
-    flags = (registers.CODED_CHUNKS,) if manifests.is_coded(body) else ()
     register = Register(
-        "committed", body.attempt, fence, manifests.reference(key, data), flags, metrics=metrics or UNSET
+        "committed",
+        body.attempt,
+        fence,
+        manifests.reference(key, data),
+        ((CODED_CHUNKS,) if manifests.is_coded(body) else ()) + ((ENCRYPTED,) if seal else ()),
+        metrics=metrics or UNSET,
+        encryption=seal.note if seal else UNSET,
     )
     if sign is not None:
         # A call to a key service may take its time.

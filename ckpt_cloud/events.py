@@ -89,6 +89,7 @@ class Report:
         seconds: wall seconds from the first hook to the last.
         blocked_s: seconds that the caller waited: all of them for a save or load, those of staging and of waiting for
             an earlier save for one in the background.
+        verified: False for a load that was told not to check what came.
         phases: seconds of each phase by name.
     """
 
@@ -99,6 +100,7 @@ class Report:
     objects: int = 0
     seconds: float = 0.0
     blocked_s: float = 0.0
+    verified: bool = True
     phases: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -127,6 +129,7 @@ class Report:
             f"{self.bytes_moved / (1 << 20):.1f} MiB in {self.seconds:.2f} s ({phases}), "
             f"{self.bytes_per_s / (1 << 20):.1f} MiB/s, {self.requests} requests, {self.retries} retries, "
             f"{self.objects} objects, amplification {self.amplification:.2f}, blocked {self.blocked_s:.2f} s"
+            f"{'' if self.verified else ', NOT VERIFIED'}"
         )
 
 

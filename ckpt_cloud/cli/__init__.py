@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
-from ckpt_cloud.cli.app import main
+import sys
+
+
+def main() -> None:
+    """Entry point; an interrupt before a command begins ends without a traceback, too."""
+    try:
+        from ckpt_cloud.cli.app import main as run
+
+        run()
+    except KeyboardInterrupt:
+        print("interrupted: nothing was changed", file=sys.stderr)
+        sys.exit(130)
+
 
 __all__ = ["main"]

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ckpt_cloud.cli.app import main
+from ckpt_cloud.cli import main
 
 main()

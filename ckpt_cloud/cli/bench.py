@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from ckpt_cloud import api
+from ckpt_cloud import api, bridge
 from ckpt_cloud.cli.ending import interruptible
 from ckpt_cloud.cli.output import console, print_json
 from ckpt_cloud.collector import delete
 from ckpt_cloud.errors import CheckpointNotFound, ChecksumMismatch
 from ckpt_cloud.events import Report
-from ckpt_cloud.format.layout import mint_id
-from ckpt_cloud.options import MIB
+from ckpt_cloud.format.layout import COMMIT_KEY, mint_id
+from ckpt_cloud.options import MIB, StoreOptions
 from ckpt_cloud.reader import ObjectStoreReader
-from ckpt_cloud.stores import parse_url
+from ckpt_cloud.stores import open_store, parse_url
 from ckpt_cloud.writer import ObjectStoreWriter
 
 
@@ -68,4 +68,6 @@ def _delete(url: str) -> None:
     try:
         delete(url)
     except CheckpointNotFound:
-        pass
+        return
+    # Nobody saves under this name again: no register needs to tell that it was deleted.
+    bridge.run(open_store(parse_url(url), StoreOptions()).delete([COMMIT_KEY]))

@@ -10,6 +10,8 @@ import msgspec
 import torch
 from rich.filesize import decimal
 
+from ckpt_cloud.cli.ending import interruptible
+from ckpt_cloud.cli.keys import Given
 from ckpt_cloud.errors import InvalidOption
 from ckpt_cloud.interop.convert import Format, convert
 
@@ -25,19 +27,24 @@ class How:
     max_shard_bytes: int
     dequantize: str
     trust: bool
+    keys: Given
 
 
 def run(source: str, destination: str, how: How, *, as_json: bool) -> None:
     """Converts, and prints what was done; what was left out goes to standard error."""
-    done = convert(
-        source,
-        destination,
-        to=cast("Format", how.to),
-        overwrite=how.overwrite,
-        max_shard_bytes=how.max_shard_bytes,
-        dequantize=_dtype(how.dequantize),
-        trust=how.trust,
-    )
+    with interruptible(f"{destination} is not there, or unfinished; run it again with --overwrite"):
+        done = convert(
+            source,
+            destination,
+            to=cast("Format", how.to),
+            overwrite=how.overwrite,
+            max_shard_bytes=how.max_shard_bytes,
+            dequantize=_dtype(how.dequantize),
+            trust=how.trust,
+            source_encryption_key=how.keys.source,
+            encryption_key=how.keys.target,
+            decrypt=how.keys.decrypt,
+        )
     if done.left_out:
         more = f" and {len(done.left_out) - _SHOWN} more" if len(done.left_out) > _SHOWN else ""
         named = ", ".join(done.left_out[:_SHOWN])

@@ -25,10 +25,25 @@ def end_with(error: CkptCloudError) -> NoReturn:
     """Prints the error, as JSON too where that was asked for, and ends the process with its exit status."""
     status = next((status for kind, status in EXIT_STATUS if isinstance(error, kind)), NOTHING)
     note(f"error: {error}")
-    if "--json" in sys.argv:
-        said = {"kind": error.kind, "message": error.message, "url": error.url, "hint": error.hint}
-        print_json({"error": said, "exit_status": status})
+    _tell_programs(error.kind, error.message, status, url=error.url, hint=error.hint)
     sys.exit(status)
+
+
+def end_unwritten(error: OSError) -> NoReturn:
+    """Standard output takes no more, for want of space or of a reader; the command itself may have done its work."""
+    # What is buffered cannot be written either: nothing may try again at exit.
+    sys.stdout = None
+    if isinstance(error, BrokenPipeError):
+        sys.exit(NOTHING)
+    note(f"error: the result cannot be printed ({error.strerror})")
+    sys.exit(WRONG)
+
+
+def interrupted(left: str) -> NoReturn:
+    """Says what an interrupt leaves, and ends the command."""
+    note(f"interrupted: {left}")
+    _tell_programs("interrupted", left, INTERRUPTED)
+    raise typer.Exit(INTERRUPTED) from None
 
 
 @contextmanager
@@ -37,8 +52,7 @@ def interruptible(left: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        note(f"interrupted: {left}")
-        raise typer.Exit(INTERRUPTED) from None
+        interrupted(left)
 
 
 def confirm(question: str, *, yes: bool) -> None:
@@ -48,7 +62,15 @@ def confirm(question: str, *, yes: bool) -> None:
     try:
         agreed = typer.confirm(question, err=True)
     except typer.Abort:
+        note("")
         agreed = False
     if not agreed:
         note("nothing was done; --yes does not ask")
+        _tell_programs("not-confirmed", "nothing was done", NOTHING, hint="--yes does not ask")
         raise typer.Exit(NOTHING)
+
+
+def _tell_programs(kind: str, message: str, status: int, *, url: str = "", hint: str = "") -> None:
+    if "--json" in sys.argv:
+        said = {"kind": kind, "message": message, "url": url, "hint": hint}
+        print_json({"error": said, "exit_status": status})

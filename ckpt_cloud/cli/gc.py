@@ -5,19 +5,23 @@ from __future__ import annotations
 from datetime import timedelta
 
 from rich.filesize import decimal
-from rich.table import Table
+from rich.table import Column, Table
 
 from ckpt_cloud.cli.ending import confirm, interruptible
+from ckpt_cloud.cli.nearby import check_not_empty
 from ckpt_cloud.cli.output import console, note, print_json
 from ckpt_cloud.collector import Collected, gc
+from ckpt_cloud.encryption import Keyring
 
 _SHOWN = 50
 
 
-def run(root: str, *, older_than_hours: float, delete: bool, yes: bool, as_json: bool) -> None:
+def run(root: str, keys: Keyring, *, older_than_hours: float, delete: bool, yes: bool, as_json: bool) -> None:
     """Prints what no checkpoint under `root` needs; deletes it if asked to, and if the user agrees."""
     age = timedelta(hours=older_than_hours)
-    found = gc(root, older_than=age, dry_run=True)
+    found = gc(root, older_than=age, dry_run=True, encryption_key=keys)
+    if not (found.objects or found.uploads or found.skipped):
+        check_not_empty(root, "nothing lies here")
     for url, reason in found.skipped:
         note(f"skipped {url}: {reason}")
     if not delete:
@@ -28,7 +32,7 @@ def run(root: str, *, older_than_hours: float, delete: bool, yes: bool, as_json:
     if found.objects or found.uploads:
         confirm("Delete them?", yes=yes)
         with interruptible("every checkpoint is whole, a part of the garbage is gone; run it again to finish"):
-            found = gc(root, older_than=age)
+            found = gc(root, older_than=age, encryption_key=keys)
     if as_json:
         print_json(found)
     else:
@@ -39,12 +43,13 @@ def _print(found: Collected, *, as_json: bool, said: str) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table("object", "size", box=None)
+    table = Table(Column("object", overflow="fold"), "size", box=None)
     for garbage in found.objects[:_SHOWN]:
         table.add_row(garbage.key, decimal(garbage.size_bytes))
     if len(found.objects) > _SHOWN:
         table.add_row(f"... and {len(found.objects) - _SHOWN} more", "")
-    console.print(table)
+    if found.objects:
+        console.print(table)
     console.print(f"{said} {_counted(found)}.")
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ckpt_cloud import bridge
 from ckpt_cloud.catalog import describe
-from ckpt_cloud.errors import CheckpointNotFound, CkptCloudError, InvalidURL
+from ckpt_cloud.errors import CheckpointIncomplete, CheckpointNotFound, CheckpointPerRank, CkptCloudError, InvalidURL
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores import Location, open_store, parse_url
 from ckpt_cloud.stores.location import SCHEMES
@@ -18,20 +18,21 @@ _AT_MOST = 3
 _NUMBERED = re.compile(r"(.*?)([0-9]+)")
 
 
-def with_suggestion(error: CkptCloudError, url: str) -> CkptCloudError:
-    """The same error, with what is near `url` in its hint, if anything is."""
-    found: Sequence[str] = ()
+def with_suggestion(error: CkptCloudError, urls: Sequence[str]) -> CkptCloudError:
+    """The same error, with what is near the one of `urls` that it is about in its hint, if anything is."""
     if isinstance(error, InvalidURL):
-        found = near_schemes(url)
-    elif isinstance(error, CheckpointNotFound):
-        try:
-            found = near(parse_url(url))
-        except CkptCloudError:
-            return error
+        found = [each for url in urls if _location(url) is None for each in near_schemes(url)]
+        more = error.hint
+    elif isinstance(error, CheckpointNotFound) and not isinstance(error, CheckpointIncomplete | CheckpointPerRank):
+        places = [place for url in urls if (place := _location(url)) is not None and place.url == error.url]
+        found = near(places[0]) if places else []
+        more = "ckpt-cloud ls ROOT lists what is there"
+    else:
+        return error
     if not found:
         return error
     hint = f"did you mean {' or '.join(found)}?"
-    return type(error)(error.message, error.url, f"{hint}\n{error.hint}" if error.hint else hint)
+    return type(error)(error.message, error.url, f"{hint}\n{more}" if more else hint)
 
 
 def near(location: Location) -> list[str]:
@@ -43,6 +44,18 @@ def near(location: Location) -> list[str]:
         names = _children(parent)
     likely = best(name, names) if name else sorted(names, key=_by_number, reverse=True)
     return [parent.child(each).url for each in likely if _is_there(parent.child(each))][:_AT_MOST]
+
+
+def check_not_empty(url: str, what: str) -> None:
+    """For commands that look below a URL and found nothing: perhaps it is a mistyped one.
+
+    Raises:
+        CheckpointNotFound: not an object lies there.
+    """
+    location = parse_url(url)
+    store = open_store(location, StoreOptions(), first_contact=True)
+    if not bridge.run(store.list_children()) and bridge.run(describe(store, location)).state == "incomplete":
+        raise CheckpointNotFound(what, location.url)
 
 
 def best(name: str, names: Sequence[str]) -> list[str]:
@@ -65,6 +78,13 @@ def near_schemes(url: str) -> list[str]:
         scheme, rest = (found[1], found[2]) if found else ("", "")
     likely = difflib.get_close_matches(scheme.lower(), SCHEMES, 1, 0.4) if scheme else []
     return [f"{each}://{rest}" for each in likely]
+
+
+def _location(url: str) -> Location | None:
+    try:
+        return parse_url(url)
+    except CkptCloudError:
+        return None
 
 
 def _above(location: Location) -> tuple[Location, str]:

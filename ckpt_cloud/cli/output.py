@@ -10,7 +10,8 @@ import msgspec
 from rich.console import Console
 
 _PIPED_COLUMNS = 240
-console = Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else _PIPED_COLUMNS)
+_SEEN = sys.stdout is not None and sys.stdout.isatty()
+console = Console(soft_wrap=True, highlight=False, markup=False, width=None if _SEEN else _PIPED_COLUMNS)
 """Standard output, for people; what reads a pipe can take long lines."""
 
 

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rich.filesize import decimal
-from rich.table import Table
+from rich.table import Column, Table
 from rich.tree import Tree
 
 from ckpt_cloud.cli.contents import Contents, item_bytes, read, shape_text, tensor_bytes
 from ckpt_cloud.cli.output import console, note, print_json, utc
+from ckpt_cloud.encryption import Keyring
 from ckpt_cloud.errors import InvalidOption
 from ckpt_cloud.format.codec import Coded
 from ckpt_cloud.format.manifest import TensorEntry
@@ -21,9 +22,11 @@ Leaf = tuple[str, int, str]
 """Name, bytes, and what is said of it."""
 
 
-def run(url: str, *, as_json: bool, depth: int | None, objects: bool, page: Path | None, traces: list[Path]) -> None:
+def run(
+    url: str, keys: Keyring, *, as_json: bool, depth: int | None, objects: bool, page: Path | None, traces: list[Path]
+) -> None:
     """Prints what the checkpoint at `url` holds, or writes it as a page."""
-    contents = read(url)
+    contents = read(url, keys)
     if page is not None:
         from ckpt_cloud.cli.picture.page import write
 
@@ -89,7 +92,7 @@ def _leaves(contents: Contents) -> list[Leaf]:
     for name, tensor in manifest.tensors.items():
         said = f"{tensor.dtype}  {shape_text(tensor)}"
         where = len({number for chunk in tensor.chunks for number in chunk.objects})
-        shards = f"  {len(tensor.chunks)} shards in {where} objects" if len(tensor.chunks) > 1 else ""
+        shards = f"  {len(tensor.chunks)} shards in {where} object(s)" if len(tensor.chunks) > 1 else ""
         leaves.append((name, tensor_bytes(tensor), said + shards + _coding([c.coded for c in tensor.chunks])))
     leaves += [(name, item_bytes(item), "item" + _coding([item.coded])) for name, item in manifest.items.items()]
     return leaves
@@ -131,7 +134,7 @@ def _row(name: str, size: int, said: str) -> Table:
 
 
 def _objects(contents: Contents) -> Table:
-    table = Table("object", "size", "tensors", box=None)
+    table = Table(Column("object", overflow="fold"), "size", "tensors", box=None)
     held: dict[int, int] = {}
     for number in _stored_in(contents):
         held[number] = held.get(number, 0) + 1

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from ckpt_cloud.cli.ending import confirm, interruptible
+from ckpt_cloud.cli.nearby import check_not_empty
 from ckpt_cloud.cli.output import console, print_json, utc
 from ckpt_cloud.uploads import abort_uploads, list_uploads
 
@@ -15,8 +16,10 @@ def run(root: str, *, older_than_hours: float, abort: bool, yes: bool, as_json: 
     """Prints the unfinished uploads under `root`, oldest first; aborts them if asked to, and if the user agrees."""
     age = timedelta(hours=older_than_hours)
     found = list_uploads(root, older_than=age)
-    if not as_json:
-        table = Table("key", "begun (UTC)", "upload", box=None)
+    if not found:
+        check_not_empty(root, "nothing lies here, and no upload is unfinished")
+    if not as_json and found:
+        table = Table(Column("key", overflow="fold"), "begun (UTC)", "upload", box=None)
         for upload in found:
             table.add_row(upload.key, utc(upload.started_unix_s), upload.id)
         console.print(table)

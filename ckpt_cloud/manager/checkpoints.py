@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 import torch.distributed as dist
 
+from ckpt_cloud.encryption import EncryptionKey, Keyring
 from ckpt_cloud.errors import CkptCloudError, InvalidOption, SaveInFlight
 from ckpt_cloud.events import Listener, Report
 from ckpt_cloud.manager.janitor import Janitor
@@ -22,6 +23,9 @@ from ckpt_cloud.manager.policies import Mode, Policy, check_mode
 from ckpt_cloud.manager.preemption import Preemption
 from ckpt_cloud.manager.ranks import Ranks
 from ckpt_cloud.manager.resume import Resume
+from ckpt_cloud.manager.save_policies import SavePolicy
+from ckpt_cloud.manager.saving import Saving
+from ckpt_cloud.manager.schedule import Schedule
 from ckpt_cloud.manager.selection import Keys, StateDict
 from ckpt_cloud.manager.settings import Finished, Plugs, WhenBusy, check_options, checked_step
 from ckpt_cloud.manager.traces import Traces
@@ -48,6 +52,7 @@ class CheckpointManager:
 
     Args:
         root: URL under which the checkpoints lie, each as `<prefix><step>`.
+        save_when: what `should_save` goes by, such as `SaveEveryNSteps(500) | SaveEveryT(timedelta(minutes=20))`.
         keep: what to keep, such as `LastN(3) | EveryNSteps(1000)`; everything by default. The newest good checkpoint
             always stays. Deleting happens in the background, and what fails is tried again after the next save.
         when_busy: what `async_save` does while an earlier one runs: `wait` for it, `skip` this one, or `refuse` with
@@ -62,8 +67,9 @@ class CheckpointManager:
         trace_dir: a directory in which rank 0 leaves a trace file of every save and load, for Perfetto.
         on_finished: is called on every rank with a `Finished` after each save and load, for metrics systems; from
             another thread after a save in the background.
-        store, transfer, commit, memory_budget, compression, progress, trust, sign, trusted_keys, on_event: as for
-            `ObjectStoreWriter` and `ObjectStoreReader`; options of the store are also keyword arguments of their own.
+        store, transfer, commit, memory_budget, compression, progress, verify, trust, sign, trusted_keys,
+            encryption_key, encryption_key_id, on_event: as for `ObjectStoreWriter` and `ObjectStoreReader`; options of
+            the store are also keyword arguments of their own.
         process_group: ranks that save together; all by default.
 
     Raises:
@@ -75,6 +81,7 @@ class CheckpointManager:
         self,
         root: str | os.PathLike[str],
         *,
+        save_when: SavePolicy | None = None,
         keep: Policy | None = None,
         when_busy: WhenBusy = "wait",
         prefix: str = "step-",
@@ -91,44 +98,37 @@ class CheckpointManager:
         memory_budget: int | None = None,
         compression: Literal["zstd"] | None = None,
         progress: bool = False,
+        verify: bool = True,
         trust: bool = False,
         sign: SignWith | None = None,
         trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
+        encryption_key: EncryptionKey | Keyring | None = None,
+        encryption_key_id: str | None = None,
         on_event: Listener | None = None,
         process_group: dist.ProcessGroup | None = None,
         **store_options: Any,
     ) -> None:
-        check_options(when_busy, prefix)
+        check_options(when_busy, prefix, keep, save_when, sigterm_grace_s)
         settings = Settings.of(store, transfer, commit, memory_budget, store_options, compression=compression)
         if not read_only:
             settings.check_codec()
+        keyring = Keyring.of(encryption_key, encryption_key_id)
         self._root = parse_url(root)
-        self._when_busy, self._overwrite, self._read_only = when_busy, overwrite, read_only
-        self._user_metadata = dict(user_metadata or {})
-        self._plugs = Plugs(
-            settings.store,
-            settings.transfer,
-            settings.commit,
-            progress,
-            trust,
-            sign,
-            trusted_keys,
-            on_event,
-            on_finished,
-        )
-        self._known = KnownSteps(self._root, prefix, settings.store)
+        self._when_busy, self._read_only = when_busy, read_only
+        plugs = Plugs(settings, progress, trust, sign, trusted_keys, keyring, verify, on_event, on_finished)
+        self._known = KnownSteps(self._root, prefix, settings.store, keyring)
         self._janitor = Janitor(self._known, None if read_only else keep, settings.store)
         self._ranks = Ranks(process_group)
         if check:
             needs = Needs(not read_only, keep is not None and not read_only, not settings.commit.allow_unsafe_commit)
             self._ranks.decide(lambda: require(self._root, settings.store, needs))
         self._resume = Resume(self._known, self._ranks)
-        self._traces = Traces(None if trace_dir is None else Path(trace_dir), self._ranks)
-        self._loading = Loading(self._plugs, self._ranks, self._janitor, self._traces, process_group)
-        self._preemption = None if sigterm_grace_s is None else Preemption(sigterm_grace_s, self._abort)
-        # All change with every save or load: the save that is under way, the one in the background, and figures of the
-        # last.
-        self._active: Pending | None = None
+        traces = Traces(None if trace_dir is None else Path(trace_dir), self._ranks)
+        self._loading = Loading(plugs, self._ranks, self._janitor, traces, process_group)
+        self._saving = Saving(plugs, self._ranks, self._janitor, traces, overwrite, dict(user_metadata or {}))
+        self._preemption = None if sigterm_grace_s is None else Preemption(sigterm_grace_s, self._saving.abort)
+        self._schedule = Schedule(save_when, self._ranks, self._preemption)
+        # All change with every save or load: the save in the background, and figures of the last.
         self._pending: Pending | None = None
         self._report = Report()
         self._closed = False
@@ -195,8 +195,8 @@ class CheckpointManager:
         pending = self._begin(step, Keys.of(only, exclude).select(state), metrics, user_metadata)
         pending.save(self._ranks, self._loading.group)
         pending.blocked_s = time.perf_counter() - began
-        self._landed(pending)
-        self._finish(pending)
+        self._saving.landed(pending)
+        self._report = self._saving.finish(pending)
         return self._report
 
     def async_save(
@@ -231,7 +231,7 @@ class CheckpointManager:
         self.wait()
         pending = self._begin(step, Keys.of(only, exclude).select(state), metrics, user_metadata)
         self._pending = pending
-        pending.start(self._ranks, self._landed, began)
+        pending.start(self._ranks, self._saving.landed, began)
         return True
 
     def wait(self) -> None:
@@ -240,7 +240,7 @@ class CheckpointManager:
         if pending is None:
             return
         pending.result()
-        self._finish(pending)
+        self._report = self._saving.finish(pending)
 
     def restore(
         self,
@@ -278,6 +278,7 @@ class CheckpointManager:
 
         def load(step: int) -> None:
             self._report = self._loading.load(state, self._known.location(step), step, keys, cast=cast)
+            self._schedule.restored(step)
 
         if step is not None:
             load(checked_step(step))
@@ -328,6 +329,17 @@ class CheckpointManager:
         """
         return self._ranks.decide(lambda: self._known.metrics(checked_step(step)))
 
+    def should_save(self, step: int) -> bool:
+        """Whether `save_when` wants `step`, which was done just now, to be saved; not if it was saved or restored last.
+
+        Ask after every step, on every rank. Ranks talk only if the policy takes a clock or a signal.
+
+        Raises:
+            InvalidOption: there is no `save_when`.
+        """
+        self._check_open()
+        return self._schedule.due(checked_step(step))
+
     def should_stop(self) -> bool:
         """Whether SIGTERM has come to any rank: save and leave the loop. Cheap enough to ask after every step."""
         return self._ranks.any(self._preemption is not None and self._preemption.requested)
@@ -362,30 +374,11 @@ class CheckpointManager:
         if self._read_only:
             raise InvalidOption("this manager is read-only", self.url_of(step))
         location = self._known.location(checked_step(step))
-        trace = self._traces.new()
-        noted = self._user_metadata | dict(user_metadata or {})
-        writer = self._plugs.writer(location, trace, overwrite=self._overwrite, metrics=metrics, user_metadata=noted)
-        self._active = Pending(step, state, writer, trace)
+        pending = self._saving.begin(step, location, state, metrics, user_metadata)
+        self._schedule.saving(step)
         if self._preemption is not None and self._preemption.is_time_up:
-            writer.abort()
-        return self._active
-
-    def _landed(self, pending: Pending) -> None:
-        """The save is committed; called on whichever thread it ended."""
-        pending.writer.report.blocked_s = pending.blocked_s
-        self._plugs.tell(Finished("save", pending.step, pending.url, self._ranks.rank, pending.writer.report))
-        if self._ranks.is_first:
-            self._janitor.nudge(pending.step)
-
-    def _finish(self, pending: Pending) -> None:
-        self._report = pending.writer.report
-        self._report.blocked_s = pending.blocked_s
-        self._traces.write(f"save-{pending.step}", pending.trace)
-
-    def _abort(self) -> None:
-        """The grace period after SIGTERM is over."""
-        if self._active is not None:
-            self._active.writer.abort()
+            self._saving.abort()
+        return pending
 
     def _check_open(self) -> None:
         if self._closed:

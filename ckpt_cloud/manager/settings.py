@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ckpt_cloud.encryption import Keyring
 from ckpt_cloud.errors import InvalidOption
 from ckpt_cloud.events import Listener, Report, fan_out
-from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
+from ckpt_cloud.manager.policies import Policy
+from ckpt_cloud.manager.save_policies import SavePolicy, waits_for_signals
 from ckpt_cloud.reader import ObjectStoreReader
-from ckpt_cloud.signing import SignWith, TrustedKey
+from ckpt_cloud.session import Settings
+from ckpt_cloud.signing import SignWith, Trust, TrustedKey
 from ckpt_cloud.stores import Location
 from ckpt_cloud.trace import Trace
 from ckpt_cloud.writer import ObjectStoreWriter
@@ -42,15 +45,19 @@ class Finished:
 class Plugs:
     """Makes the writer of each save and the reader of each load."""
 
-    store: StoreOptions
-    transfer: TransferOptions
-    commit: CommitOptions
+    settings: Settings
     progress: bool
     trust: bool
     sign: SignWith | None
     trusted_keys: TrustedKey | Iterable[TrustedKey] | None
+    keyring: Keyring
+    verify: bool
     on_event: Listener | None
     on_finished: Callable[[Finished], None] | None
+
+    def __post_init__(self) -> None:
+        # Refused now, not when a load begins.
+        Trust.of(self.trusted_keys, None, verify=self.verify)
 
     def writer(
         self, location: Location, trace: Trace | None, *, overwrite: bool, metrics: Any, user_metadata: Any
@@ -59,10 +66,11 @@ class Plugs:
         return ObjectStoreWriter(
             location.url,
             overwrite=overwrite,
-            store=self.store,
-            transfer=self.transfer,
-            commit=self.commit,
+            store=self.settings.store,
+            transfer=self.settings.transfer,
+            commit=self.settings.commit,
             sign=self.sign,
+            encryption_key=self.keyring,
             on_event=fan_out(self.on_event, trace),
             progress=self.progress,
             metrics=metrics,
@@ -73,11 +81,13 @@ class Plugs:
         """For one load."""
         return ObjectStoreReader(
             location.url,
-            store=self.store,
-            transfer=self.transfer,
+            store=self.settings.store,
+            transfer=self.settings.transfer,
             cast=cast,
             trust=self.trust,
             trusted_keys=self.trusted_keys,
+            encryption_key=self.keyring,
+            verify=self.verify,
             on_event=fan_out(self.on_event, trace),
             progress=self.progress,
         )
@@ -102,8 +112,14 @@ def checked_step(step: int) -> int:
     return step
 
 
-def check_options(when_busy: str, prefix: str) -> None:
+def check_options(when_busy: str, prefix: str, keep: object, save_when: object, sigterm_grace_s: float | None) -> None:
     """Refuses what would fail later."""
+    if not isinstance(keep, Policy | None):
+        raise InvalidOption(f"keep is {keep!r}; it must be a policy, such as LastN(3)")
+    if not isinstance(save_when, SavePolicy | None):
+        raise InvalidOption(f"save_when is {save_when!r}; it must be a policy, such as SaveEveryNSteps(1000)")
+    if sigterm_grace_s is None and waits_for_signals(save_when):
+        raise InvalidOption("SaveOnPreemption waits for a signal to which nobody listens", hint="give sigterm_grace_s=")
     if when_busy not in ("wait", "skip", "refuse"):
         raise InvalidOption(f"when_busy is {when_busy!r}; it must be 'wait', 'skip' or 'refuse'")
     if "/" in prefix or prefix in ("data", "rank-"):

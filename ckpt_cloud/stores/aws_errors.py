@@ -20,8 +20,8 @@ from ckpt_cloud.errors import (
     Throttled,
     Unsupported,
     WrongRegion,
-    scrubbed,
 )
+from ckpt_cloud.redaction import scrubbed
 from ckpt_cloud.stores.foreign_errors import BY_CODE, by_code, in_region, renew_hint, untrusted
 from ckpt_cloud.stores.reaching import UNDECIDED, unanswered
 

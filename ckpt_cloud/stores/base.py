@@ -29,7 +29,8 @@ class AtHand:
 
     async def __aiter__(self) -> AsyncIterator[Buffer]:
         for buffer in self._buffers:
-            yield buffer
+            # One that nobody else holds: whoever watches for its end (`PartsInFlight`) would wait for ever.
+            yield memoryview(buffer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +64,14 @@ class ObjectInfo:
         size: in bytes.
         version: the store's name for this version (an ETag or a generation), for `Replace` and pinned reads.
         modified_unix_s: seconds since 1970 by the store's clock.
+        crc32c: of all its bytes, as the store computed it itself; None where it does not tell.
     """
 
     key: str
     size: int
     version: str | None
     modified_unix_s: float
+    crc32c: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,8 @@ from ckpt_cloud.errors import (
     Unsupported,
     UntrustedServer,
     WrongRegion,
-    scrubbed,
 )
+from ckpt_cloud.redaction import scrubbed
 from ckpt_cloud.stores.reaching import HINT, UNDECIDED, unanswered
 
 _CODE = re.compile(r"(?:<Code>\s*|\(code: )(\w+)(?:\s*</Code>|\))")

@@ -140,7 +140,8 @@ def test_rm_asks(tmp_path):
 def test_resolve_prints_what_is_there(tmp_path):
     ckpt_cloud.save({"w": torch.ones(4)}, checkpoint_id=tmp_path / "it")
     assert command("resolve", tmp_path / "it").stdout.startswith("committed ")
-    ckpt_cloud.delete(tmp_path / "it")
-    assert json.loads(command("resolve", tmp_path / "it", "--json").stdout)["state"] == "deleted"
+    (tmp_path / "dead/data/01a21531c95e76e4a862da8bcf80f971").mkdir(parents=True)
+    (tmp_path / "dead/data/01a21531c95e76e4a862da8bcf80f971/0.safetensors").write_bytes(b"x")
+    assert json.loads(command("resolve", tmp_path / "dead", "--json").stdout)["state"] == "aborted"
     assert command("resolve", tmp_path / "none").returncode == 1
     assert not (tmp_path / "none").exists()

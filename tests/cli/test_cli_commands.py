@@ -272,8 +272,7 @@ def test_bench_leaves_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["save"]["bytes_needed"] == found["load"]["bytes_needed"] == 4 << 20
-    left = {info.state for info in ckpt_cloud.list_checkpoints(tmp_path / "run")}
-    assert left == {"deleted"}
+    assert ckpt_cloud.list_checkpoints(tmp_path / "run") == []
 
 
 def test_every_command_takes_json_and_has_an_example():
@@ -291,6 +290,118 @@ def test_shell_completion(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env, timeout=60
     )
     assert set(done.stdout.split()) == {"diff", "doctor"}
+
+
+def test_a_mistyped_step_is_told_from_the_others(root):
+    """Of several URLs the one that is not there is the one whose neighbours are named."""
+    near = f"did you mean file://{root}/step-"
+    for call in (("diff", "step-10", "step-2"), ("diff", "step-21", "step-10"), ("rm", "step-10", "step-22")):
+        done = command(call[0], *(root / step for step in call[1:]))
+        assert done.returncode == 1
+        assert near in done.stderr, done.stderr
+        assert done.stderr.count("did you mean") == 1
+        assert "/data" not in done.stderr
+    assert near in command("verify", root / "step-21").stderr
+    assert near in command("convert", root / "step-21", root / "x", "--to", "torch").stderr
+
+
+@pytest.mark.parametrize("call", [("gc",), ("gc", "--delete", "--yes"), ("uploads",)])
+def test_what_tidies_up_notices_a_mistyped_root(root, call):
+    done = command(*call, f"{root}x")
+    assert done.returncode == 1
+    assert f"did you mean file://{root}?" in done.stderr
+
+
+def test_resolve_leaves_no_register_at_a_mistyped_url(root):
+    for place in (root / "step-21", root):
+        done = command("resolve", place)
+        assert done.returncode == 1
+        assert "did you mean" in done.stderr
+    assert sorted(path.name for path in root.iterdir()) == ["step-10", "step-20"]
+
+
+def test_refusals_are_json_too(root):
+    done = command("rm", root / "step-10", "--json")
+    assert (done.returncode, json.loads(done.stdout)["error"]["kind"]) == (1, "not-confirmed")
+    assert "[y/N]:\nnothing was done" in done.stderr
+
+
+@pytest.fixture
+def single_ranks(tmp_path):
+    """What two ranks saved without coordination."""
+    for rank in range(2):
+        ckpt_cloud.save(state(rank), checkpoint_id=tmp_path / f"single/rank-{rank:05}")
+    return tmp_path / "single"
+
+
+def test_single_ranks_are_copied_and_deleted_together(single_ranks, root, tmp_path):
+    copied = command("cp", single_ranks, tmp_path / "copy", "--json")
+    assert copied.returncode == 0, copied.stderr
+    assert json.loads(copied.stdout)["attempt"] == ""
+    assert command("verify", "--deep", tmp_path / "copy").returncode == 0
+    for rank in range(2):
+        loaded = state(9)
+        ckpt_cloud.load(loaded, checkpoint_id=tmp_path / f"copy/rank-{rank:05}")
+        assert loaded["step"] == rank
+
+    again = command("cp", single_ranks, tmp_path / "copy")
+    assert (again.returncode, "give --overwrite" in again.stderr) == (1, True)
+    assert command("cp", single_ranks, tmp_path / "copy", "--overwrite").returncode == 0
+    hidden = command("cp", single_ranks, root / "step-10", "--overwrite")
+    assert hidden.returncode == 1
+    assert "of all ranks is already here" in hidden.stderr
+
+    deleted = command("rm", tmp_path / "copy", "--yes")
+    assert "of 2 single rank(s), 8 object(s)" in deleted.stderr
+    assert {info.state for info in ckpt_cloud.list_checkpoints(tmp_path / "copy")} == {"deleted"}
+
+
+def test_output_that_cannot_be_written_is_no_traceback(root):
+    call = [sys.executable, "-m", "ckpt_cloud.cli", "ls", str(root)]
+    env = {**os.environ, "PYTHONPATH": str(Path(ckpt_cloud.__file__).parents[1])}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=env, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "error: the result cannot be printed (No space left on device)\n")
+    piped = " ".join([*call, "|", "true"])
+    done = subprocess.run(["bash", "-c", piped], stderr=subprocess.PIPE, text=True, check=True, env=env, timeout=60)
+    assert done.stderr == ""
+
+
+def test_any_command_that_is_interrupted_says_so(root):
+    script = INTERRUPTED.replace(
+        'faults.hang("put", key="*.safetensors", times=None)', 'faults.hang("get", times=None)'
+    )
+    script = script.replace('faults.wait_for("put", key="*.safetensors")', 'faults.wait_for("get")')
+    env = {**os.environ, "PYTHONPATH": str(Path(ckpt_cloud.__file__).parents[1])}
+    for call in (("show", root / "step-10"), ("ls", root, "--json"), ("verify", root / "step-10")):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *map(str, call)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=env,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (130, "interrupted: nothing was changed\n"), done.stderr
+        if "--json" in call:
+            assert json.loads(done.stdout)["error"]["kind"] == "interrupted"
+
+
+def test_ls_hides_what_is_gone(root):
+    ckpt_cloud.delete(root / "step-10")
+    done = command("ls", root)
+    assert (done.returncode, done.stderr) == (0, "1 deleted or aborted; --all shows them\n")
+    assert "step-10" not in done.stdout
+    assert "step-10" in command("ls", root, "--all").stdout
+    assert len(json.loads(command("ls", root, "--json").stdout)) == 2
+    ckpt_cloud.delete(root / "step-20")
+    assert command("ls", root).returncode == 1
+
+
+def test_ls_of_a_checkpoint_says_what_it_is(root):
+    done = command("ls", root / "step-10")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"is a checkpoint itself: ckpt-cloud show {root}/step-10" in done.stderr
 
 
 class TestCoded:

@@ -156,7 +156,8 @@ async def test_what_is_published_can_be_opened(start):
     register = await send(store, 10, seen, overwrite=overwrite)
 
     assert (await read_register(store)).register == register
-    reference, data = await open_manifest(store)
+    opened, data = await open_manifest(store)
+    reference = opened.manifest
     assert reference == register.manifest
     assert reference.key == manifest_key(id_(10))
     assert manifests.decode(data, reference, store.url) == body(10)
@@ -395,8 +396,8 @@ async def test_two_publishers_race(place, overwrite, tmp_path):
         assert await attempt_in(store) == id_(10 + winners[0])
         (loser,) = (result for result in results if not isinstance(result, Register))
         assert type(loser) is (StaleWrite if overwrite else CheckpointExists)
-        reference, data = await open_manifest(store)
-        assert manifests.decode(data, reference, store.url).attempt == id_(10 + winners[0])
+        register, data = await open_manifest(store)
+        assert manifests.decode(data, register.manifest, store.url).attempt == id_(10 + winners[0])
 
 
 COMMITTED = Register("committed", id_(5), NO_ID, ManifestRef(manifest_key(id_(5)), 1, "0" * 64))

@@ -21,6 +21,7 @@ RUN_BY = {
     "docs/dcp-compatibility.md": "test_compatibility_page.py",
     "docs/howto/accelerate.md": "test_howto_pages.py",
     "docs/howto/fsdp2.md": "test_howto_pages.py",
+    "docs/howto/lightning-sharded.md": "test_howto_pages.py",
     "docs/howto/lightning.md": "test_howto_pages.py",
     "docs/howto/plain-loop.md": "test_howto_pages.py",
     "docs/interop.md": "test_short_pages.py",

@@ -79,6 +79,59 @@ def test_accelerate_resumes(bucket, tmp_path):
     assert "at step 12, saved 12" in torchrun(2, script, tmp_path)
 
 
+WITH_FSDP = """
+import runpy, sys
+from accelerate import DistributedType
+from accelerate.state import AcceleratorState
+from torch.distributed.tensor import DTensor
+
+init = AcceleratorState.__init__
+
+def sharding_on_cpus_too(self, *args, fsdp_plugin=None, **kwargs):
+    fresh = not AcceleratorState._shared_state
+    init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+    if fresh and fsdp_plugin is not None:
+        assert self.distributed_type is DistributedType.MULTI_CPU
+        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+
+AcceleratorState.__init__ = sharding_on_cpus_too
+scope = runpy.run_path("with_accelerate.py")
+assert all(isinstance(parameter, DTensor) for parameter in scope["model"].parameters())
+"""
+"""Runs the page's script with what `accelerate launch --use_fsdp --fsdp_version 2` sets, where Accelerate itself would
+leave FSDP out, and sees to it that the model was sharded."""
+
+
+@pytest.mark.slow
+def test_accelerate_with_fsdp2_resumes(bucket, tmp_path):
+    """Two ranks with shards, two more steps of them, then one process without: the same checkpoints."""
+    pytest.importorskip("accelerate", reason="pip install --group docs")
+    script = tmp_path / "with_accelerate.py"
+    script.write_text(python_of("howto/accelerate.md").replace("my-bucket", bucket))
+    (tmp_path / "with_fsdp.py").write_text(WITH_FSDP)
+    launched = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "ACCELERATE_USE_CPU": "true"}
+    assert "at step 4, saved 4" in torchrun(2, "with_fsdp.py", tmp_path, **launched)
+    assert "at step 8, saved 8" in torchrun(2, "with_fsdp.py", tmp_path, **launched)
+    held = ckpt_cloud.ObjectStoreReader(f"s3://{bucket}/accelerate/step-8").read_metadata().state_dict_metadata
+    assert len(held["model.0.weight"].chunks) == 2
+    assert "at step 16, saved 16" in run([sys.executable, script], tmp_path)
+
+
+@pytest.mark.slow
+def test_sharded_lightning_resumes(bucket, tmp_path):
+    pytest.importorskip("lightning", reason="pip install --group docs")
+    script = tmp_path / "sharded.py"
+    script.write_text(python_of("howto/lightning-sharded.md").replace("my-bucket", bucket))
+    begun = torchrun(2, script, tmp_path)
+    assert "begins after step 0 on 2 ranks" in begun
+    assert "at step 16 of epoch 4" in begun
+    resumed = torchrun(1, script, tmp_path, STEPS="18")
+    assert "begins after step 12 on 1 ranks" in resumed
+    assert "at step 18 of" in resumed
+    names = [info.name for info in ckpt_cloud.list_checkpoints(f"s3://{bucket}/lightning-sharded")]
+    assert names == ["step-6", "step-12", "step-18"]
+
+
 @pytest.mark.slow
 def test_fsdp2_resumes(bucket, tmp_path):
     script = tmp_path / "fsdp2.py"

@@ -11,7 +11,7 @@ import typer.main
 import ckpt_cloud
 from ckpt_cloud.cli import ending
 from ckpt_cloud.cli.app import app
-from ckpt_cloud.manager import policies
+from ckpt_cloud.manager import policies, save_policies
 
 DOCS = Path(__file__).parents[2] / "docs"
 CLI, MANAGER = (DOCS / "cli.md").read_text(), (DOCS / "manager.md").read_text()
@@ -60,4 +60,5 @@ def test_every_exit_status_is_there():
 
 def test_every_policy_is_there():
     public = {each.__name__ for each in policies.Policy.__subclasses__()} - {"AnyOf", "KeepAll"}
+    public |= {each.__name__ for each in save_policies.SavePolicy.__subclasses__()} - {"AnySave"}
     assert public <= set(re.findall(r"^\| `(\w+)\(", MANAGER, re.MULTILINE))

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -83,3 +84,21 @@ def refused(root):
     except ckpt_cloud.CkptCloudError as error:
         return type(error).__name__
     return None
+
+
+def saves_when_due(root):
+    """Steps of which every third is due, one because rank 0's clock says so, and one for a signal."""
+    often = ckpt_cloud.SaveEveryNSteps(3) | ckpt_cloud.SaveOnPreemption() | ckpt_cloud.SaveEveryT(timedelta(hours=1))
+    saved = []
+    with ckpt_cloud.CheckpointManager(root, save_when=often, sigterm_grace_s=600) as manager:
+        for step in range(1, 10):
+            if step == 2 and dist.get_rank() == 0:
+                manager._schedule._since -= 3601
+            if step == 5 and dist.get_rank() == 1:
+                manager._schedule._since -= 3601  # its clock does not count
+            if (step, dist.get_rank()) in {(6, 1), (8, 0)}:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if manager.should_save(step):
+                manager.save(step, sharded(step))
+                saved.append(step)
+        return saved, manager.all_steps()

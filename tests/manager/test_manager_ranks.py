@@ -48,3 +48,9 @@ def test_all_are_told_that_the_check_failed(tmp_path):
     told = ranks.run(2, manager_cases.refused, tmp_path, f"file://{tmp_path}/file/run")
     assert told[0] == told[1]
     assert told[0] is not None
+
+
+def test_ranks_save_together(tmp_path):
+    """By a clock that is rank 0's, and for a signal that comes to rank 1 alone, and later to rank 0 too."""
+    told = ranks.run(2, manager_cases.saves_when_due, tmp_path, f"file://{tmp_path}/run")
+    assert told == [([2, 3, 6, 9], [2, 3, 6, 9])] * 2

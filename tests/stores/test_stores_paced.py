@@ -294,3 +294,25 @@ async def test_buffers_at_hand_go_as_they_are_until_the_store_throttles():
     assert taken[0] == (True, 6)
     assert taken[1][0] is False, "now each part waits for its turn"
     assert store.pace.limit == 3
+
+
+async def test_buffers_at_hand_go_on_part_by_part_though_others_hold_them():
+    """A part's turn ends when its bytes are let go; those of a state that is saved never are."""
+
+    class Below(Scripted):
+        async def put_multipart(self, key, source, *, part_size, concurrency):
+            buffers = source()
+            if type(buffers) is AtHand:
+                raise Throttled("upload: SlowDown", "s3://b/k")
+            taken = b""
+            async for buffer in buffers:
+                taken += buffer
+                del buffer
+            return taken
+
+    store = paced(Below())
+    held = [memoryview(b"head"), memoryview(b"1234"), memoryview(b"5678")]
+    async with asyncio.timeout(10):
+        stored = await store.put_multipart("k", lambda: AtHand(held), part_size=4, concurrency=2)
+    assert stored == b"head12345678"
+    assert store.pace.in_flight == 0

@@ -23,8 +23,8 @@ from ckpt_cloud.errors import (
     StoreUnavailable,
     Throttled,
     Unsupported,
-    scrubbed,
 )
+from ckpt_cloud.redaction import scrubbed
 from ckpt_cloud.stores.foreign_errors import BY_CODE, gibberish, untrusted
 from ckpt_cloud.stores.reaching import UNDECIDED, unanswered
 
