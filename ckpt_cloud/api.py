@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter
 
+from ckpt_cloud.encryption import EncryptionKey
 from ckpt_cloud.errors import (
     CheckpointNotFound,
     CheckpointPerRank,
@@ -31,8 +32,9 @@ from ckpt_cloud.errors import (
 from ckpt_cloud.interop.any_format import AnyReader, find_any
 from ckpt_cloud.interop.contents import Contents
 from ckpt_cloud.interop.reader import ForeignReader
+from ckpt_cloud.lookup import Opened
 from ckpt_cloud.metadata import rank_here
-from ckpt_cloud.reader import ObjectStoreReader, Opened
+from ckpt_cloud.reader import ObjectStoreReader
 from ckpt_cloud.selection import Keys, LoadResult, Rename, SelectiveLoadPlanner, misfits, mismatch
 from ckpt_cloud.writer import ObjectStoreWriter
 
@@ -52,21 +54,25 @@ def save(
     no_dist: bool = False,
     use_collectives: bool = True,
     compression: Literal["zstd"] | None = None,
+    encryption_key: EncryptionKey | None = None,
+    encryption_key_id: str | None = None,
 ) -> Metadata:
     """`torch.distributed.checkpoint.save` to an object store.
 
-    Args are DCP's, and one more. `checkpoint_id` is the URL; without a `storage_writer` an `ObjectStoreWriter` with its
-    defaults is used.
+    Args are DCP's, and three more. `checkpoint_id` is the URL; without a `storage_writer` an `ObjectStoreWriter` with
+    its defaults is used.
 
     Args:
-        compression: of that writer.
+        compression, encryption_key, encryption_key_id: as for `ObjectStoreWriter`; a `storage_writer` takes them
+            itself.
 
     Raises:
-        InvalidOption: `compression` beside a `storage_writer`, which would not see it.
+        InvalidOption: `compression` or `encryption_key` beside a `storage_writer`, which would not see it.
         CkptCloudError: on every rank, of the lowest rank that failed. Unless it is `CommitStateUnknown`, nothing was
             published and what was uploaded has been deleted as far as possible.
     """
-    writer = _writer(storage_writer, compression)
+    writer = _writer(storage_writer, compression, encryption_key, encryption_key_id)
+    del encryption_key
     began = time.perf_counter()
     try:
         saved: Metadata = dcp.save(
@@ -99,16 +105,19 @@ def async_save(
     use_collectives: bool = True,
     in_flight: Literal["wait", "refuse"] = "wait",
     compression: Literal["zstd"] | None = None,
+    encryption_key: EncryptionKey | None = None,
+    encryption_key_id: str | None = None,
 ) -> Future[Metadata] | AsyncSaveResponse:
     """`torch.distributed.checkpoint.async_save` to an object store.
 
-    Args are DCP's, and two more. Give it a process group of its own, with a CPU backend: the background thread runs
+    Args are DCP's, and four more. Give it a process group of its own, with a CPU backend: the background thread runs
     collectives beside the training's.
 
     Args:
         in_flight: what becomes of a save while an earlier one of this process is still under way. There is one
             staged copy of the state at a time, so that it waits for the earlier to end, or is refused.
-        compression: as for `save`.
+        compression, encryption_key, encryption_key_id: as for `save`. To another process only the path of a key or a
+            function travels.
 
     Returns:
         A future of the metadata, or DCP's `AsyncSaveResponse` for stagers that stage in the background. Its
@@ -117,7 +126,8 @@ def async_save(
     Raises:
         SaveInFlight: an earlier save is not done, and this one may not wait. Decide alike on all ranks.
     """
-    writer = _writer(storage_writer, compression)
+    writer = _writer(storage_writer, compression, encryption_key, encryption_key_id)
+    del encryption_key
     _turn(in_flight)
     response = dcp.async_save(
         state_dict,
@@ -136,11 +146,25 @@ def async_save(
     return _under_way(_settled(response, writer, no_dist=no_dist))
 
 
-def _writer(given: StorageWriter | None, compression: Literal["zstd"] | None) -> StorageWriter:
-    if given is not None and compression is not None:
-        hint = "pass it to the writer: ObjectStoreWriter(url, compression=...)"
-        raise InvalidOption("compression is for save's own writer, and another was given", hint=hint)
-    return given or ObjectStoreWriter(compression=compression)
+def _writer(
+    given: StorageWriter | None,
+    compression: Literal["zstd"] | None,
+    encryption_key: EncryptionKey | None,
+    encryption_key_id: str | None,
+) -> StorageWriter:
+    if given is None:
+        return ObjectStoreWriter(
+            compression=compression, encryption_key=encryption_key, encryption_key_id=encryption_key_id
+        )
+    refused = "compression" if compression is not None else ""
+    if encryption_key is not None or encryption_key_id is not None:
+        refused = "encryption_key"
+    if refused:
+        # Locals may be shown beside a traceback.
+        del encryption_key
+        hint = f"pass it to the writer: ObjectStoreWriter(url, {refused}=...)"
+        raise InvalidOption(f"{refused}= is for save's own writer, and another was given", hint=hint)
+    return given
 
 
 def _turn(in_flight: str) -> None:
@@ -175,10 +199,12 @@ def load(
     keys: Keys | None = None,
     rename: Rename | None = None,
     strict: bool | None = None,
+    encryption_key: EncryptionKey | None = None,
+    verify: bool = True,
 ) -> LoadResult:
     """`torch.distributed.checkpoint.load` from an object store, in place.
 
-    Args are DCP's, and three more. `checkpoint_id` is the URL; without a `storage_reader` the one for what is
+    Args are DCP's, and five more. `checkpoint_id` is the URL; without a `storage_reader` the one for what is
     there is used, with its defaults: `ObjectStoreReader` for checkpoints of ours, `ForeignReader` for DCP's own,
     safetensors files and Hugging Face repositories, and `torch.save` files. One rank opens the checkpoint for all.
 
@@ -189,17 +215,20 @@ def load(
             or a function that tells the checkpoint's name.
         strict: None: a key that the checkpoint lacks is an error. True: so is one that only the checkpoint has.
             False: neither is.
+        encryption_key, verify: as for `ObjectStoreReader`; with a `storage_reader` it takes them itself.
 
     Returns:
         Which keys of the state were not in the checkpoint, and the other way round, over all ranks. Empty when the
         `planner` is not a `SelectiveLoadPlanner`: it alone knows.
 
     Raises:
-        InvalidOption: `keys`, `rename` or `strict` beside a `planner`, which would not see them.
+        InvalidOption: `keys`, `rename` or `strict` beside a `planner`, or `encryption_key` or `verify` beside a
+            `storage_reader`, which would not see them.
         CkptCloudError: on every rank, of the lowest rank that failed. `StateMismatch` lists every key and shape that
             does not fit.
     """
-    reader = storage_reader or ObjectStoreReader()
+    reader = _reader(storage_reader, encryption_key, verify=verify)
+    del encryption_key
     began = time.perf_counter()
     if planner is None:
         planner = SelectiveLoadPlanner(keys, rename, strict)
@@ -225,6 +254,17 @@ def load(
         raise _lost(failure, no_dist=no_dist) from failure
     _tell("loaded", reader, time.perf_counter() - began)
     return planner.result if isinstance(planner, SelectiveLoadPlanner) else LoadResult()
+
+
+def _reader(given: StorageReader | None, encryption_key: EncryptionKey | None, *, verify: bool) -> StorageReader:
+    if given is None:
+        return ObjectStoreReader(encryption_key=encryption_key, verify=verify)
+    if encryption_key is not None or not verify:
+        # Locals may be shown beside a traceback.
+        del encryption_key
+        hint = "pass encryption_key= and verify= to ObjectStoreReader"
+        raise InvalidOption("encryption_key= and verify= are for load's own reader, and another was given", hint=hint)
+    return given
 
 
 def _tell(what: str, plug: StorageWriter | StorageReader, blocked_s: float | None = None) -> None:

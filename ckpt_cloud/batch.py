@@ -20,9 +20,6 @@ from ckpt_cloud.format import plain
 from ckpt_cloud.format.manifest import ObjectEntry
 from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
 from ckpt_cloud.metadata import NOWHERE, Stored, Uploaded
-from ckpt_cloud.options import TransferOptions
-from ckpt_cloud.planning.save import PackPlan, Sizes, plan_packs
-from ckpt_cloud.stores import ObjectStore
 from ckpt_cloud.tensors import TensorSource, dtype_name
 
 
@@ -78,14 +75,6 @@ class Batch:
         assert None not in found, "every entry is stored"
         uploaded = Uploaded(attempt, objects, names, offsets, found)  # type: ignore[arg-type]
         return [WriteResult(MetadataIndex(""), self.total_bytes, uploaded.encode())]
-
-
-def packed(entries: Sequence[PackEntry], attempt: str, options: TransferOptions, store: ObjectStore) -> list[PackPlan]:
-    """The objects to write for entries that are stored as they are."""
-    if not entries:
-        return []
-    sizes = Sizes(options.pack_size, options.part_size, store.max_parts, store.max_part_bytes)
-    return plan_packs(entries, attempt, sizes)
 
 
 def sorted_out(items: Iterable[WriteItem], planner: SavePlanner, inline_limit: int) -> Batch:

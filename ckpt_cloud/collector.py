@@ -18,29 +18,33 @@ from typing import Any, TypeVar
 
 from ckpt_cloud import bridge, protocol
 from ckpt_cloud.catalog import CheckpointInfo, describe
-from ckpt_cloud.commit import check_conditions, move_register, read_register
+from ckpt_cloud.commit import check_conditions, move_register, nothing_here, read_manifest, read_register
+from ckpt_cloud.encryption import EncryptionKey, Keyring
 from ckpt_cloud.errors import (
     CheckpointIncomplete,
     CheckpointNotFound,
-    CorruptManifest,
     Damaged,
+    DecryptionFailed,
+    EncryptionKeyMissing,
     InvalidOption,
     NotFound,
     Unsupported,
+    WrongEncryptionKey,
 )
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.layout import (
     DATA_PREFIX,
     PROBE,
-    RANK_PREFIX,
     first_id,
     id_unix_ms,
+    is_rank_path,
     join,
     manifest_key,
     names_a_key,
     next_id,
     place_of,
 )
+from ckpt_cloud.format.pages import is_manifest
 from ckpt_cloud.format.register import Register
 from ckpt_cloud.options import CommitOptions, StoreOptions
 from ckpt_cloud.protocol import Seen
@@ -99,6 +103,7 @@ def gc(
     older_than: timedelta = GRACE,
     dry_run: bool = False,
     store: StoreOptions | None = None,
+    encryption_key: EncryptionKey | Keyring | None = None,
     allow_unsafe_commit: bool = False,
 ) -> Collected:
     """Deletes what no committed checkpoint at or below `root` needs and is older than `older_than`.
@@ -110,6 +115,8 @@ def gc(
     Args:
         older_than: 24 hours by default.
         dry_run: only tell.
+        encryption_key: as for `ObjectStoreReader`. What belongs to an encrypted checkpoint stands in its manifest, so
+            that without its key all data beside it is left alone, and `skipped` says so.
         allow_unsafe_commit: collect even where the store ignores conditional writes; only while nobody saves there.
 
     Raises:
@@ -118,8 +125,12 @@ def gc(
     """
     if older_than < timedelta(0):
         raise InvalidOption(f"older_than is {older_than}; it must not be negative")
+    keys = Keyring.of(encryption_key)
+    # Locals may be shown beside a traceback.
+    del encryption_key
     options = CommitOptions(allow_unsafe_commit=allow_unsafe_commit)
-    run = _Collector(open_store(parse_url(root), store or StoreOptions()), older_than, options, Collected(dry_run))
+    opened = open_store(parse_url(root), store or StoreOptions())
+    run = _Collector(opened, older_than, options, keys, Collected(dry_run))
     return bridge.run(run.collect())
 
 
@@ -136,6 +147,7 @@ def resolve(
         allow_unsafe_commit: as for the save.
 
     Raises:
+        CheckpointNotFound: no save has stored anything there; of ranks that do not coordinate, each has its own URL.
         StoreUnavailable: still no clear answer; call it again.
     """
     location = parse_url(url)
@@ -180,6 +192,7 @@ class _Collector:
     store: ObjectStore
     older_than: timedelta
     options: CommitOptions
+    keys: Keyring
     result: Collected
 
     async def collect(self) -> Collected:
@@ -197,7 +210,7 @@ class _Collector:
         for place in _places([info async for info in self.store.list(name)]):
             try:
                 await self._collect_place(place, before_s)
-            except (Damaged, Unsupported) as error:
+            except (Damaged, Unsupported, EncryptionKeyMissing, WrongEncryptionKey) as error:
                 # Nothing may be concluded from a register or a manifest that cannot be read.
                 self.result.skipped.append((f"{self.store.url}/{place.path}".rstrip("/"), str(error)))
 
@@ -220,7 +233,7 @@ class _Collector:
 
     async def _garbage(self, place: _Place, seen: Seen, fence: str, before_s: float) -> list[Garbage]:
         needed = await self._needed(place, seen.register)
-        needed |= await self._lately_replaced(place, needed, before_s)
+        needed |= await self._lately_replaced(place, seen.register, needed, before_s)
         return [
             Garbage(info.key, info.size)
             for id_, info in place.data
@@ -233,14 +246,14 @@ class _Collector:
             return set()
         reference = register.manifest
         key = join(place.path, reference.key)
-        try:
-            data, _ = await self.store.get(key, limit=_MANIFEST_LIMIT)
-        except NotFound:
-            raise CorruptManifest("the manifest that COMMIT names is gone", f"{self.store.url}/{key}") from None
+        store = await self.keys.unsealed(self.store, register, under=place.path)
+        data = await read_manifest(store, reference, under=place.path)
         manifest = manifests.decode(data, reference, f"{self.store.url}/{key}")
         return {key, *(join(place.path, entry.key) for entry in manifest.objects)}
 
-    async def _lately_replaced(self, place: _Place, needed: set[str], before_s: float) -> set[str]:
+    async def _lately_replaced(
+        self, place: _Place, register: Register | None, needed: set[str], before_s: float
+    ) -> set[str]:
         """Keys of checkpoints that were replaced within the grace age: somebody may still be loading them.
 
         A checkpoint is replaced by the next whose manifest was stored, right after that.
@@ -250,14 +263,20 @@ class _Collector:
         for (_, info), (successor, manifest) in pairwise(stored):
             replaced_s = max(id_unix_ms(successor) / 1000, manifest.modified_unix_s)
             if info.key not in needed and replaced_s >= before_s:
-                kept |= await self._named_by(place, info.key)
+                kept |= await self._named_by(place, register, info.key)
         return kept
 
-    async def _named_by(self, place: _Place, key: str) -> set[str]:
+    async def _named_by(self, place: _Place, register: Register | None, key: str) -> set[str]:
         try:
             data, _ = await self.store.get(key, limit=_MANIFEST_LIMIT)
+            if not is_manifest(data):
+                store = await self.keys.unsealed_like(self.store, register, under=place.path)
+                data, _ = await store.get(key, limit=_MANIFEST_LIMIT)
             reference = manifests.reference(key, data)
             manifest = manifests.decode(data, reference, f"{self.store.url}/{key}")
+        except DecryptionFailed:
+            # Of a key that is not this one, or damaged: it cannot be told.
+            raise
         except (NotFound, Damaged):
             return set()
         return {key, *(join(place.path, entry.key) for entry in manifest.objects)}
@@ -305,13 +324,17 @@ def _fence(place: _Place, before_s: float) -> str:
 
 
 async def _resolve(store: ObjectStore, location: Location, options: CommitOptions) -> CheckpointInfo:
-    fence = _above(await _data(store, ""), now_ms=int(time.time() * 1000) + 1)
+    data = await _data(store, "")
+    if not data and (await read_register(store)).register is None:
+        # A save stores its manifest before it sends COMMIT, so none was ever sent here.
+        raise await nothing_here(store)
+    fence = _above(data, now_ms=int(time.time() * 1000) + 1)
     await move_register(store, lambda now: protocol.fenced_off(now, fence), options)
     return await describe(store, location)
 
 
 async def _delete(store: ObjectStore, options: CommitOptions) -> None:
-    ranks = [name for name in await store.list_children() if name.startswith(RANK_PREFIX)]
+    ranks = filter(is_rank_path, await store.list_children())
     found = await _at_once(_AT_ONCE, (_delete_place(store, path, options) for path in ("", *ranks)))
     if "checkpoint" in found:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import tenacity
 from msgspec import UNSET, structs
 
 from ckpt_cloud import protocol
+from ckpt_cloud.encryption import Keyring, Seal
 from ckpt_cloud.errors import (
     AlreadyExists,
     CheckpointChanged,
@@ -23,6 +25,7 @@ from ckpt_cloud.errors import (
     CorruptCommit,
     CorruptManifest,
     Damaged,
+    DecryptionFailed,
     NotFound,
     PreconditionFailed,
     SignatureError,
@@ -32,9 +35,9 @@ from ckpt_cloud.errors import (
 )
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format import register as registers
-from ckpt_cloud.format.layout import COMMIT_KEY, DATA_PREFIX, NO_ID, RANK_PREFIX, join, manifest_key
+from ckpt_cloud.format.layout import COMMIT_KEY, DATA_PREFIX, NO_ID, is_rank_path, join, manifest_key
 from ckpt_cloud.format.manifest import Manifest
-from ckpt_cloud.format.register import ManifestRef, Register
+from ckpt_cloud.format.register import CODED_CHUNKS, ENCRYPTED, ManifestRef, Register
 from ckpt_cloud.options import CommitOptions
 from ckpt_cloud.protocol import Answer, Failed, Intent, Put, ReadBack, Seen, Step
 from ckpt_cloud.stores import CREATE, Condition, ObjectStore, Replace
@@ -44,6 +47,8 @@ _MANIFEST_LIMIT = 1 << 32
 _REGISTER_TIMEOUT_S = 15.0
 """For one request about `COMMIT`, which is tiny: a store that needs longer does not answer."""
 _UNCLEAR = (StoreUnavailable, Throttled)
+_SALT_BYTES = 32
+NO_KEYS = Keyring()
 
 
 async def read_register(store: ObjectStore, *, under: str = "") -> Seen:
@@ -107,52 +112,67 @@ async def check_conditions(store: ObjectStore, options: CommitOptions) -> None:
 
 
 async def open_manifest(
-    store: ObjectStore, accept: Callable[[Register, str], None] | None = None
-) -> tuple[ManifestRef, bytes]:
-    """What `COMMIT` points to, and its bytes.
+    store: ObjectStore, accept: Callable[[Register, str], None] | None = None, keys: Keyring = NO_KEYS
+) -> tuple[Register, bytes]:
+    """The register, and the bytes of the manifest that it points to.
 
     Args:
         accept: raises if the register, at a URL, is not to be trusted; asked before anything else is read.
+        keys: of encrypted checkpoints.
 
     Raises:
         CheckpointNotFound: nothing is there; CheckpointIncomplete: only data; CheckpointDeleted: no longer.
         CheckpointPerRank: only checkpoints of single ranks.
         CorruptManifest: the manifest is gone.
+        EncryptionKeyMissing, WrongEncryptionKey: it is encrypted, and `keys` do not open it.
     """
     try:
-        return await _open_manifest(store, accept)
-    except (CorruptManifest, SignatureError):
+        return await _open_manifest(store, accept, keys)
+    except (CorruptManifest, DecryptionFailed, SignatureError):
         # A bit that flipped on the way, in COMMIT or in the manifest, is right the second time.
-        return await _open_manifest(store, accept)
+        return await _open_manifest(store, accept, keys)
 
 
 async def _open_manifest(
-    store: ObjectStore, accept: Callable[[Register, str], None] | None
-) -> tuple[ManifestRef, bytes]:
-    reference = await committed(store, accept)
-    where = f"{store.url}/{reference.key}"
+    store: ObjectStore, accept: Callable[[Register, str], None] | None, keys: Keyring
+) -> tuple[Register, bytes]:
+    register, reference = await committed(store, accept)
+    return register, await read_manifest(await keys.unsealed(store, register), reference)
+
+
+async def read_manifest(store: ObjectStore, reference: ManifestRef, *, under: str = "") -> bytes:
+    """The manifest that `reference` names, below the path `under`, held against it.
+
+    Raises:
+        CorruptManifest: it is gone, or another.
+    """
+    key = join(under, reference.key)
+    where = f"{store.url}/{key}"
     try:
-        data, _ = await store.get(reference.key, limit=_MANIFEST_LIMIT)
+        data, _ = await store.get(key, limit=_MANIFEST_LIMIT)
     except NotFound:
         raise CorruptManifest("the manifest that COMMIT names is gone", where, "load an earlier checkpoint") from None
     manifests.check(data, reference, where)
-    return reference, data
+    return data
 
 
-async def committed(store: ObjectStore, accept: Callable[[Register, str], None] | None) -> ManifestRef:
-    """Where `COMMIT` says that the manifest is, once `accept` let the register pass.
+async def committed(store: ObjectStore, accept: Callable[[Register, str], None] | None) -> tuple[Register, ManifestRef]:
+    """The register, once `accept` let it pass, and where it says that the manifest is.
 
     Raises:
         As `open_manifest`.
     """
     register = (await read_register(store)).register
     if register is None:
-        raise await _nothing_here(store)
+        raise await nothing_here(store)
     if register.manifest is None:
+        if any(map(is_rank_path, await store.list_children())):
+            # A save for all ranks was given up or deleted here; it says nothing of those of single ranks.
+            raise _per_rank(store)
         raise CheckpointDeleted(f"the checkpoint is {register.state}", store.url, "load another one")
     if accept is not None:
         accept(register, store.url)
-    return register.manifest
+    return register, register.manifest
 
 
 async def explained(store: ObjectStore, attempt: str, damage: Damaged) -> CkptCloudError:
@@ -218,6 +238,7 @@ async def publish(
     options: CommitOptions,
     metrics: dict[str, float] | None = None,
     sign: Callable[[Register], Register] | None = None,
+    seal: Seal | None = None,
 ) -> Register:
     """Stores the manifest, then makes the checkpoint visible by one conditional PUT.
 
@@ -226,18 +247,24 @@ async def publish(
         seen: the register as `admit` read it.
         metrics: to be kept in `COMMIT` itself.
         sign: signs the register.
+        seal: encrypts the manifest, as it did all data.
 
     Raises:
         CheckpointExists, StaleWrite, AttemptAborted: another writer or a collector was first; nothing was published.
         CommitStateUnknown: no clear answer within `options.deadline_s`; nothing may be deleted.
     """
-    data = manifests.encode(body)
+    data = manifests.encode(body, salt=os.urandom(_SALT_BYTES) if seal else b"")
     key = manifest_key(body.attempt)
-    await store.put(key, data)
+    await (seal.store(store) if seal else store).put(key, data)
     fence = seen.register.fence if seen.register else NO_ID
-    flags = (registers.CODED_CHUNKS,) if manifests.is_coded(body) else ()
     register = Register(
-        "committed", body.attempt, fence, manifests.reference(key, data), flags, metrics=metrics or UNSET
+        "committed",
+        body.attempt,
+        fence,
+        manifests.reference(key, data),
+        ((CODED_CHUNKS,) if manifests.is_coded(body) else ()) + ((ENCRYPTED,) if seal else ()),
+        metrics=metrics or UNSET,
+        encryption=seal.note if seal else UNSET,
     )
     if sign is not None:
         # A call to a key service may take its time.
@@ -267,7 +294,14 @@ class _Publication:
                 answer = await self._send(step)
             except CkptCloudError as error:
                 # A clear no to this put says nothing of an earlier one that may land yet.
-                raise _because(unknown, error) if in_doubt else error from None
+                if in_doubt:
+                    raise _because(unknown, error) from None
+                if await self._is_ours():
+                    return
+                raise
+            except Exception as error:
+                # What is unforeseen may have gone wrong after the store had said yes.
+                raise _because(unknown, error) from error
             in_doubt = in_doubt or answer is Answer.UNCLEAR
             step = await self._learn(step, answer, give_up, unknown)
             if isinstance(step, Put):
@@ -290,6 +324,14 @@ class _Publication:
         register = structs.replace(self.intent.register, fence=put.fence)
         return await _answer(self.store, COMMIT_KEY, register, condition)
 
+    async def _is_ours(self) -> bool:
+        """Whether COMMIT is what was sent, whatever the answer: one that cannot be read is no better than a no."""
+        try:
+            now = (await read_register(self.store)).register
+        except CkptCloudError:
+            return False
+        return protocol.base_of(now) == self.intent.register.attempt
+
     async def _read_back(self, give_up: float, unknown: CkptCloudError) -> Seen:
         """Reads the register for as long as there is time; without an answer nothing is known.
 
@@ -305,9 +347,11 @@ class _Publication:
             return await retrying(read_register, self.store)
         except CkptCloudError as error:
             raise _because(unknown, error) from None
+        except Exception as error:
+            raise _because(unknown, error) from error
 
 
-def _because(unknown: CkptCloudError, error: CkptCloudError) -> CkptCloudError:
+def _because(unknown: CkptCloudError, error: Exception) -> CkptCloudError:
     unknown.add_note(f"the last answer was {type(error).__name__}: {error}")
     return unknown
 
@@ -320,13 +364,17 @@ def _pauses(options: CommitOptions) -> Iterator[float]:
         longest = min(options.max_pause_s, longest * 2)
 
 
-async def _nothing_here(store: ObjectStore) -> CkptCloudError:
+def _per_rank(store: ObjectStore) -> CkptCloudError:
+    return CheckpointPerRank("each rank has a checkpoint of its own here", store.url, "load with as many ranks")
+
+
+async def nothing_here(store: ObjectStore) -> CkptCloudError:
     """Tells a save without a commit, and ranks' own checkpoints, from an empty place."""
     children = await store.list_children()
+    if any(map(is_rank_path, children)):
+        return _per_rank(store)
     if DATA_PREFIX.rstrip("/") in children:
         message = "there is data but no COMMIT: a save that died, or one that is still running"
         return CheckpointIncomplete(message, store.url, "load an earlier checkpoint, or wait for the save to end")
-    if any(name.startswith(RANK_PREFIX) for name in children):
-        return CheckpointPerRank("each rank has a checkpoint of its own here", store.url, "load with as many ranks")
     hint = "check the URL; ckpt_cloud.latest(root) finds the newest committed checkpoint under a root"
     return CheckpointNotFound("no checkpoint is here", store.url, hint)

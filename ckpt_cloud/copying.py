@@ -1,22 +1,25 @@
 """Copies a checkpoint to another place, bucket or cloud: verified on the way, in fixed memory, committed last.
 
 source ─► get_range ─► CRC32C per block ─► budget ─► put_multipart ─► manifest ─► COMMIT
+          └ opened if encrypted             └ sealed if to be encrypted, by other keys since objects get other names
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import threading
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from msgspec import structs
 
 from ckpt_cloud import bridge, protocol
 from ckpt_cloud.commit import admit, open_manifest, publish, read_register
+from ckpt_cloud.encryption import EncryptionKey, Encryptions, Keyring, Seal
 from ckpt_cloud.errors import (
     AttemptAborted,
     CheckpointExists,
@@ -31,10 +34,11 @@ from ckpt_cloud.errors import (
 from ckpt_cloud.events import Listener, Recorder, Report, fan_out
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.checksum import first_bad_block
-from ckpt_cloud.format.layout import RANK_PREFIX, manifest_key, mint_id, pack_key
+from ckpt_cloud.format.layout import is_rank_path, manifest_key, mint_id, pack_key
 from ckpt_cloud.format.manifest import Manifest, ObjectEntry
+from ckpt_cloud.format.sealing import BLOCK, NONCE_BYTES, ObjectKey, blocks_of, room_within, sealed_size
 from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
-from ckpt_cloud.planning.save import Sizes, part_size_for
+from ckpt_cloud.planning.save import part_size_for
 from ckpt_cloud.progress import bar
 from ckpt_cloud.session import Place
 from ckpt_cloud.signing import Signer, SignWith
@@ -42,7 +46,8 @@ from ckpt_cloud.stores import ObjectStore, parse_url
 from ckpt_cloud.transfer.budget import Budget
 from ckpt_cloud.transfer.staging import Staging, plain_memory
 from ckpt_cloud.transfer.structured import all_or_cancel
-from ckpt_cloud.workers import in_thread
+from ckpt_cloud.transfer.upload import sizes_for
+from ckpt_cloud.workers import in_thread, in_waiting_thread
 
 _OBJECTS_AT_ONCE = 4
 _END_S = 30.0
@@ -74,6 +79,10 @@ def copy(
     transfer: TransferOptions | None = None,
     commit: CommitOptions | None = None,
     sign: SignWith | None = None,
+    source_encryption_key: EncryptionKey | Keyring | None = None,
+    encryption_key: EncryptionKey | Keyring | None = None,
+    encryption_key_id: str | None = None,
+    decrypt: bool = False,
     on_event: Listener | None = None,
     progress: bool = False,
 ) -> Copied:
@@ -90,17 +99,27 @@ def copy(
         source_store, target_store: options of either store.
         sign: as for `ObjectStoreWriter`; a copy without it is not signed, whatever its source is. To vouch for every
             byte, the source must have been saved with a signature.
+        source_encryption_key: of an encrypted source; `encryption_key` by default.
+        encryption_key, encryption_key_id: encrypt the copy, as for `ObjectStoreWriter`. The copy of an encrypted
+            checkpoint is encrypted with the same key by default.
+        decrypt: leave the copy of an encrypted checkpoint in clear.
         on_event, progress: as for `ObjectStoreWriter`.
 
     Raises:
+        EncryptionKeyMissing, WrongEncryptionKey: the source is encrypted, and the key does not open it.
         CheckpointNotFound: nothing at `source`; CheckpointExists: something at `target`.
         ChecksumMismatch, MissingObject, CorruptManifest: the source is damaged; nothing was published.
         CommitStateUnknown: as for a save.
         KeyboardInterrupt: what was uploaded is deleted first, unless the commit was under way.
     """
+    keys = Encryptions.of(source_encryption_key, encryption_key, encryption_key_id, decrypt=decrypt)
+    # Locals may be shown beside a traceback.
+    del source_encryption_key, encryption_key
     options = transfer or TransferOptions()
     recorder = Recorder(fan_out(on_event, bar("copy") if progress else None))
-    staging = Staging(Budget(options.memory_budget), options.range_size, plain_memory)
+    seals = bool(keys.source or keys.target)
+    room = sealed_size(options.range_size) if seals else options.range_size
+    staging = Staging(Budget(options.memory_budget), room, plain_memory)
     signer = None if sign is None else Signer(sign)
     origin, goal = parse_url(source), parse_url(target)
 
@@ -109,7 +128,7 @@ def copy(
             Place.at(origin.child(rank) if rank else origin, source_store or StoreOptions()),
             Place.at(goal.child(rank) if rank else goal, target_store or StoreOptions()),
         )
-        work = _Copy(*places, overwrite, read_back, options, commit or CommitOptions(), staging, signer, recorder)
+        work = _Copy(*places, overwrite, read_back, options, commit or CommitOptions(), staging, signer, keys, recorder)
         return _run(work)
 
     try:
@@ -136,7 +155,7 @@ def _run(work: _Copy) -> str:
 
 
 async def _ranks_at(place: Place) -> list[str]:
-    return [name for name in await place.control.list_children() if name.startswith(RANK_PREFIX)]
+    return [name for name in await place.control.list_children() if is_rank_path(name)]
 
 
 async def _refuse_whole(place: Place) -> None:
@@ -159,9 +178,10 @@ class _Copy:
     commit: CommitOptions
     staging: Staging
     signer: Signer | None
+    keys: Encryptions
     recorder: Recorder
     # What changes: keys that were begun, whether the commit was, and whether all is over.
-    keys: list[str] = field(default_factory=list)
+    begun: list[str] = field(default_factory=list)
     in_doubt: bool = False
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -172,17 +192,20 @@ class _Copy:
             self.ended.set()
 
     async def discard(self) -> None:
-        if self.keys:
+        if self.begun:
             with contextlib.suppress(CkptCloudError):
-                await self.target.control.delete(self.keys)
+                await self.target.control.delete(self.begun)
 
     async def _run(self) -> str:
-        reference, data = await open_manifest(self.source.control)
+        register, data = await open_manifest(self.source.control, keys=self.keys.source)
+        reference = register.manifest
+        assert reference is not None, "it is committed"
         manifest = manifests.decode(data, reference, f"{self.source.location.url}/{reference.key}")
-        register = (await read_register(self.source.control)).register
-        metrics = (register.metrics or None) if register is not None else None
         if self.signer:
             self.signer.ready()
+        seal = await in_waiting_thread(self.keys.seal, register)
+        unsealed = await self.keys.source.unsealed(self.source.data, register, manifest.objects)
+        self.source = replace(self.source, data=unsealed)
         seen = await admit(self.target.control, overwrite=self.overwrite, options=self.commit)
         attempt = mint_id(time.time_ns() // 1_000_000, os.urandom(10))
         if protocol.is_fenced_off(attempt, seen):
@@ -190,9 +213,9 @@ class _Copy:
             raise AttemptAborted(
                 "copies that begin at the time that it is here are fenced off", self.target.location.url, hint
             )
-        objects = await self._objects(manifest, attempt)
+        objects = await self._objects(manifest, attempt, seal)
         body = structs.replace(manifest, attempt=attempt, objects=objects)
-        self.keys.append(manifest_key(attempt))
+        self.begun.append(manifest_key(attempt))
         self.in_doubt = True
         await publish(
             self.target.data,
@@ -201,12 +224,13 @@ class _Copy:
             seen=seen,
             overwrite=self.overwrite,
             options=self.commit,
-            metrics=metrics,
+            metrics=register.metrics or None,
+            seal=seal,
             sign=self.signer.signed if self.signer else None,
         )
         return attempt
 
-    async def _objects(self, manifest: Manifest, attempt: str) -> list[ObjectEntry]:
+    async def _objects(self, manifest: Manifest, attempt: str, seal: Seal | None) -> list[ObjectEntry]:
         total = sum(entry.size for entry in manifest.objects)
         self.recorder.expect("copy", "up", total)
         self.recorder.report.bytes_needed += total
@@ -215,39 +239,52 @@ class _Copy:
         async def one(number: int, entry: ObjectEntry) -> ObjectEntry:
             async with gate:
                 key = pack_key(attempt, number, spread=self.options.spread)
-                return await self._object(entry, key)
+                return await self._object(entry, key, seal)
 
         return await all_or_cancel(one(number, entry) for number, entry in enumerate(manifest.objects))
 
-    async def _object(self, entry: ObjectEntry, key: str) -> ObjectEntry:
-        self.keys.append(key)
+    async def _object(self, entry: ObjectEntry, key: str, seal: Seal | None) -> ObjectEntry:
+        self.begun.append(key)
         began_unix_s = time.time()
         store = self.target.data
-        sizes = Sizes(self.options.pack_size, self.options.part_size, store.max_parts, store.max_part_bytes)
-        part_size = part_size_for(entry.size, sizes)
-        if entry.size <= part_size:
-            version = await store.put(key, b"".join([piece async for piece in self._pieces(self.source, entry)]))
+        part_size = part_size_for(entry.size, sizes_for(store, self.options, sealed=seal is not None))
+        stored = entry.size
+        sealing = None
+        if seal:
+            sealing = seal.of_object(key)
+            part_size, stored = sealed_size(blocks_of(part_size) * BLOCK), sealed_size(entry.size)
+
+        def source() -> AsyncIterator[memoryview]:
+            return self._pieces(self.source.data, entry, sealing)
+
+        if stored <= part_size:
+            version = await store.put(key, b"".join([piece async for piece in source()]))
         else:
             lanes = max(1, self.options.max_requests // _OBJECTS_AT_ONCE)
-            version = await store.put_multipart(
-                key, lambda: self._pieces(self.source, entry), part_size=part_size, concurrency=lanes
-            )
+            version = await store.put_multipart(key, source, part_size=part_size, concurrency=lanes)
         self.recorder.report.objects += 1
-        self.recorder.stored(key, entry.size, began_unix_s)
+        self.recorder.stored(key, stored, began_unix_s)
         copied = structs.replace(entry, key=key, e_tag=version)
         if self.read_back:
-            async for _ in self._pieces(self.target, copied):
-                pass
+            async for piece in self._pieces(seal.store(store) if seal else store, copied, None):
+                # Not held while the next is waited for, whose room it may be.
+                del piece
         return copied
 
-    async def _pieces(self, place: Place, entry: ObjectEntry) -> AsyncIterator[memoryview]:
-        """The object's bytes in order, each range verified, in buffers within the budget."""
-        step = max(entry.block_size, self.options.range_size // entry.block_size * entry.block_size)
+    async def _pieces(
+        self, store: ObjectStore, entry: ObjectEntry, sealing: ObjectKey | None
+    ) -> AsyncIterator[memoryview]:
+        """The object's bytes in order, each range verified, in buffers within the budget; sealed if they are to be."""
+        unit = entry.block_size if sealing is None else math.lcm(entry.block_size, BLOCK)
+        step = max(unit, self.options.range_size // unit * unit)
         for start in range(0, entry.size, step):
             end = min(start + step, entry.size)
-            held = [await self.staging.lend(end - start)]
-            await self._fetch(place.data, entry, start, end, held[0])
-            self.recorder.moved("up", entry.key, end - start)
+            size = end - start
+            held = [await self.staging.lend(size if sealing is None else sealed_size(size))]
+            await self._fetch(store, entry, start, end, room_within(held[0], size))
+            if sealing is not None:
+                await in_thread(_seal, sealing, held[0], size, start // BLOCK, end == entry.size)
+            self.recorder.moved("up", entry.key, len(held[0]))
             # Nothing here holds on to it while the next is waited for.
             yield held.pop()
 
@@ -266,3 +303,9 @@ class _Copy:
                 return
         message = f"block {bad} of the object differs from what was saved"
         raise ChecksumMismatch(message, where, "copy an earlier checkpoint")
+
+
+def _seal(sealing: ObjectKey, held: memoryview, size: int, first_block: int, last: bool) -> None:
+    """What lies at the end of a buffer, in it."""
+    nonces = os.urandom(blocks_of(size) * NONCE_BYTES)
+    sealing.seal_within(held, size, nonces, first_block=first_block, last=last)

@@ -13,6 +13,8 @@
     │   ├── InvalidOption           an option outside its range, or two that exclude each other
     │   ├── BucketNotFound
     │   ├── MissingCredentials
+    │   ├── EncryptionKeyMissing    the checkpoint is encrypted, and no key was given
+    │   ├── WrongEncryptionKey      the checkpoint was encrypted with another key
     │   ├── PermissionDenied
     │   ├── WrongRegion
     │   ├── UntrustedServer         its TLS certificate is not accepted
@@ -37,6 +39,7 @@
     │   ├── CorruptManifest
     │   ├── CorruptCommit
     │   ├── ChecksumMismatch
+    │   ├── DecryptionFailed        an encrypted object was changed, cut short, or is another's
     │   ├── SignatureError          not signed, or by nobody who is trusted
     │   ├── MissingObject
     │   ├── CorruptFile             a file of another format contradicts itself or its index
@@ -53,35 +56,9 @@ since DCP sends exceptions between ranks, and none carries a secret.
 
 from __future__ import annotations
 
-import re
 from typing import ClassVar
 
-_QUERY = re.compile(r"\?[^\s'\"<>]*")
-_SAID = re.compile(r"<(?:Code|Message)>([^<]{1,300})</")
-_NAMED_SECRET = re.compile(
-    r"(authorization|[\w-]*(?:token|secret|password|signature|credential|access-?key|account-?key|customer-key)[\w-]*|\bsig)"
-    r"(['\"]?\s*[:=]\s*['\"]?)(?:(?:AWS4-HMAC-SHA256|Bearer|SharedKey|AWS)\s+)?[^\s'\"<>&;,]+",
-    re.IGNORECASE,
-)
-# A password may hold a slash, as AWS's do; what follows the colon of a host is its port.
-_USERINFO = re.compile(r"(?<=://)(?:[^/\s]+|[^/@:\s]+:(?!\d+/)[^@\s]+)@")
-
-
-def redacted(text: str) -> str:
-    """`text` without what follows a `?` and without a user and password before an `@`: both may hold secrets."""
-    return _USERINFO.sub("", _QUERY.sub("?…", text))
-
-
-def scrubbed(text: str) -> str:
-    """What a store said, without what it may have repeated of the request.
-
-    S3 answers a wrong signature with the whole canonical request, the session token in it; Azure does alike. Of markup
-    only its `Code` and `Message` stay, and of anything else no value that follows the name of a secret.
-    """
-    before, markup, body = text.partition("<")
-    if markup:
-        before += " ".join(found[1] for found in _SAID.finditer(markup + body))
-    return _NAMED_SECRET.sub(r"\1\2…", redacted(before))
+from ckpt_cloud.redaction import redacted
 
 
 class CkptCloudError(Exception):
@@ -197,6 +174,18 @@ class MissingCredentials(FixRequest):
     """No credentials were found in any of the usual places."""
 
     kind = "missing-credentials"
+
+
+class EncryptionKeyMissing(FixRequest):
+    """The checkpoint is encrypted, and no key was given, or none for the key id that it names."""
+
+    kind = "encryption-key-missing"
+
+
+class WrongEncryptionKey(FixRequest):
+    """The checkpoint was encrypted with another key than the one that was given."""
+
+    kind = "wrong-encryption-key"
 
 
 class PermissionDenied(FixRequest, PermissionError):
@@ -336,6 +325,17 @@ class ChecksumMismatch(Damaged):
     """Bytes came back other than they were saved, twice."""
 
     kind = "checksum-mismatch"
+
+
+class DecryptionFailed(Damaged):
+    """Blocks of an encrypted object are not what was encrypted there: changed, moved, cut short, or another's.
+
+    Attributes:
+        ranges: bytes of the object as it was saved that cannot be had, first and end of each.
+    """
+
+    kind = "decryption-failed"
+    ranges: tuple[tuple[int, int], ...] = ()
 
 
 class SignatureError(Damaged):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+log = logging.getLogger(__name__)
 
 Direction = Literal["up", "down"]
 
@@ -86,6 +89,7 @@ class Report:
         seconds: wall seconds from the first hook to the last.
         blocked_s: seconds that the caller waited: all of them for a save or load, those of staging and of waiting for
             an earlier save for one in the background.
+        verified: False for a load that was told not to check what came.
         phases: seconds of each phase by name.
     """
 
@@ -96,6 +100,7 @@ class Report:
     objects: int = 0
     seconds: float = 0.0
     blocked_s: float = 0.0
+    verified: bool = True
     phases: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -124,6 +129,7 @@ class Report:
             f"{self.bytes_moved / (1 << 20):.1f} MiB in {self.seconds:.2f} s ({phases}), "
             f"{self.bytes_per_s / (1 << 20):.1f} MiB/s, {self.requests} requests, {self.retries} retries, "
             f"{self.objects} objects, amplification {self.amplification:.2f}, blocked {self.blocked_s:.2f} s"
+            f"{'' if self.verified else ', NOT VERIFIED'}"
         )
 
 
@@ -147,14 +153,13 @@ class Recorder:
         """Counts one data request."""
         self.report.bytes_moved += size_bytes
         self.report.requests += 1
-        if self._listener:
-            self._listener(BytesMoved(direction, key, size_bytes))
+        self._tell(BytesMoved(direction, key, size_bytes))
 
     def ended(self, direction: Direction, key: str, size_bytes: int, began_unix_s: float) -> None:
         """A part or a range that was under way since `began_unix_s` is done."""
         if self._listener:
             self._sent[key] = self._sent.get(key, 0) + size_bytes
-            self._listener(PartEnded(direction, key, size_bytes, began_unix_s, time.time(), self._rank))
+            self._tell(PartEnded(direction, key, size_bytes, began_unix_s, time.time(), self._rank))
 
     def stored(self, key: str, size_bytes: int, began_unix_s: float) -> None:
         """An object is stored: what of it was not told part by part, is now."""
@@ -176,13 +181,23 @@ class Recorder:
             now = time.perf_counter()
             self.report.phases[name] = self.report.phases.get(name, 0.0) + now - began
             self.report.seconds = now - self._began
-            if self._listener:
-                self._listener(PhaseEnded(name, now - began, began_unix_s, self._rank))
+            self._tell(PhaseEnded(name, now - began, began_unix_s, self._rank))
 
     def expect(self, name: str, direction: Direction, total_bytes: int) -> None:
         """Tells how many bytes the phase will move, once that is known."""
-        if self._listener and total_bytes:
-            self._listener(PhaseBegan(name, direction, total_bytes, self._rank))
+        if total_bytes:
+            self._tell(PhaseBegan(name, direction, total_bytes, self._rank))
+
+    def _tell(self, event: Event) -> None:
+        """A listener that fails is told no more: a save that was committed must not end as one that failed."""
+        listener = self._listener
+        if listener is None:
+            return
+        try:
+            listener(event)
+        except Exception:
+            self._listener = None
+            log.exception("on_event failed and is called no more; the save or load goes on")
 
 
 _current: ContextVar[Recorder | None] = ContextVar("ckpt_cloud_recorder", default=None)

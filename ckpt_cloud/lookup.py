@@ -1,13 +1,16 @@
-"""A few entries of a manifest, without the rest: its root, the pages that have them, and the pages of their objects."""
+"""A manifest, or a few entries of it: its root, the pages that have them, and the pages of their objects."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 
 from ckpt_cloud import commit
-from ckpt_cloud.errors import CorruptManifest, NotFound, RangeNotSatisfiable, SignatureError
+from ckpt_cloud.commit import NO_KEYS
+from ckpt_cloud.encryption import Keyring
+from ckpt_cloud.errors import CorruptManifest, DecryptionFailed, NotFound, RangeNotSatisfiable, SignatureError
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.layout import check_key
 from ckpt_cloud.format.pages import Page, Root, check_page, decode_root, page_of
@@ -17,8 +20,34 @@ from ckpt_cloud.stores import ObjectStore
 Accept = Callable[[Register, str], None]
 
 
-async def open_part(store: ObjectStore, keys: Collection[str], accept: Accept | None) -> tuple[ManifestRef, bytes]:
-    """What `commit.open_manifest` gives, but with the tensors and items `keys` alone; those that are not there lack.
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A checkpoint as one rank found it, small enough to be sent to the others.
+
+    Attributes:
+        reference: of `data`, which is the manifest or a part of it.
+    """
+
+    reference: ManifestRef
+    data: bytes
+    register: Register
+
+
+async def open_whole(store: ObjectStore, accept: Accept | None, encryption: Keyring = NO_KEYS) -> Opened:
+    """The whole manifest.
+
+    Raises:
+        As `commit.open_manifest`.
+    """
+    register, data = await commit.open_manifest(store, accept, encryption)
+    assert register.manifest is not None, "it is committed"
+    return Opened(register.manifest, data, register)
+
+
+async def open_part(
+    store: ObjectStore, keys: Collection[str], accept: Accept | None, encryption: Keyring = NO_KEYS
+) -> Opened:
+    """A manifest with the tensors and items `keys` alone; those that are not there lack.
 
     Of a manifest of a million chunks it fetches some hundred KiB for a tensor.
 
@@ -26,17 +55,18 @@ async def open_part(store: ObjectStore, keys: Collection[str], accept: Accept | 
         As `commit.open_manifest`.
     """
     try:
-        return await _open_part(store, keys, accept)
-    except (CorruptManifest, SignatureError):
+        return await _open_part(store, keys, accept, encryption)
+    except (CorruptManifest, DecryptionFailed, SignatureError):
         # A bit that flipped on the way is right the second time.
-        return await _open_part(store, keys, accept)
+        return await _open_part(store, keys, accept, encryption)
 
 
-async def _open_part(store: ObjectStore, keys: Collection[str], accept: Accept | None) -> tuple[ManifestRef, bytes]:
-    reference = await commit.committed(store, accept)
+async def _open_part(store: ObjectStore, keys: Collection[str], accept: Accept | None, encryption: Keyring) -> Opened:
+    register, reference = await commit.committed(store, accept)
+    unsealed = await encryption.unsealed(store, register)
     if not reference.root:
-        return await commit.open_manifest(store, accept)
-    where = _Pages(store, reference)
+        return Opened(reference, await commit.read_manifest(unsealed, reference), register)
+    where = _Pages(unsealed, reference)
     root = await where.root()
     tensors = await where.fetch(page_of(root.tensors, key) for key in keys)
     items = await where.fetch(page_of(root.items, key) for key in keys)
@@ -48,7 +78,7 @@ async def _open_part(store: ObjectStore, keys: Collection[str], accept: Accept |
     objects = await where.fetch(page_of(root.objects, number) for number in numbers)
     part = manifests.part(root, found, stored, [(page.first, data) for page, data in objects.items()], where.url)
     data = manifests.encode(part)
-    return manifests.reference(reference.key, data), data
+    return Opened(manifests.reference(reference.key, data), data, register)
 
 
 class _Pages:

@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from msgspec import structs
 from torch.distributed.checkpoint._extension import ExtensionRegistry
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
@@ -22,6 +21,7 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from ckpt_cloud import bridge, commit, garbage, gpu, lookup
+from ckpt_cloud.encryption import EncryptionKey, Keyring
 from ckpt_cloud.errors import (
     CheckpointChanged,
     CheckpointNotFound,
@@ -32,7 +32,8 @@ from ckpt_cloud.events import Listener, Recorder, Report, fan_out
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format import structure
 from ckpt_cloud.format.manifest import Manifest
-from ckpt_cloud.format.register import ManifestRef, Register
+from ckpt_cloud.format.register import Register
+from ckpt_cloud.lookup import Opened
 from ckpt_cloud.metadata import Unavailable, check_own_shards, rank_here, to_dcp
 from ckpt_cloud.options import StoreOptions, TransferOptions
 from ckpt_cloud.planning.load import Fetch, plan_fetches
@@ -47,40 +48,35 @@ from ckpt_cloud.transfer.download import download
 from ckpt_cloud.transforms import Undo
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A checkpoint as one rank found it, small enough to be sent to the others."""
-
-    reference: ManifestRef
-    data: bytes
-    register: Register
-
-
 @dataclass(slots=True)
 class _Load:
     """One load on this rank: made anew by every `read_metadata`."""
 
     place: Place
     manifest: Manifest
+    register: Register
     recorder: Recorder
 
 
 class ObjectStoreReader(StorageReader):
     """Loads checkpoints that `ObjectStoreWriter` saved, into any number of ranks and any sharding.
 
-    Every byte is checked against a checksum that was taken before it was uploaded, and opening a checkpoint runs no
-    code from it.
+    Every byte is checked against a checksum that was taken before it was uploaded, unless `verify` is off, and opening
+    a checkpoint runs no code from it.
 
     Args:
         url: of the checkpoint. May be left out and given to DCP as `checkpoint_id`.
         store, transfer: as for `ObjectStoreWriter`.
         memory_budget: bytes of fetched ranges in this process, 512 MiB by default.
         extensions: DCP's registry of stream transforms, where others than its own were used in the save.
+        verify: check what comes. If off, bytes of tensors are taken as they come, and not read to the ends of their
+            blocks; the manifest is checked all the same. `report.verified` says it.
         cast: convert elements when a tensor of the state has another dtype than the stored one; an error otherwise.
         trust: open non-tensor items that could run code. Only for checkpoints whose writer you trust.
         trusted_keys: Ed25519 public keys (objects, paths of PEM files, PEM as bytes) of those whose checkpoints may be
             loaded; every byte is then held against what they signed. Needs `ckpt-cloud[crypto]`.
         require_signature: refuse what is not signed; by default whenever there are `trusted_keys`.
+        encryption_key: of encrypted checkpoints, as for `ObjectStoreWriter`; others load with it too.
         on_event: is called with every event, from any thread.
         progress: show a bar on rank 0 with bytes, rate and time left; never where there is no terminal.
 
@@ -96,10 +92,12 @@ class ObjectStoreReader(StorageReader):
         transfer: TransferOptions | None = None,
         memory_budget: int | None = None,
         extensions: ExtensionRegistry | None = None,
+        verify: bool = True,
         cast: bool = False,
         trust: bool = False,
         trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
         require_signature: bool | None = None,
+        encryption_key: EncryptionKey | Keyring | None = None,
         on_event: Listener | None = None,
         progress: bool = False,
         **store_options: Any,
@@ -109,7 +107,9 @@ class ObjectStoreReader(StorageReader):
         self._undo = Undo(extensions)
         self._cast = cast
         self._trust = trust
-        self._signers = Trust.of(trusted_keys, require_signature)
+        self._signers = Trust.of(trusted_keys, require_signature, verify=verify)
+        self._keys = Keyring.of(encryption_key)
+        self._verify = verify
         self._on_event = fan_out(on_event, bar("load") if progress else None)
         # What follows changes: the URL with every reset, the rest with every load.
         self._url = url
@@ -139,6 +139,11 @@ class ObjectStoreReader(StorageReader):
         """What the saver added to the checkpoint that was opened last: tags, a git commit, a configuration."""
         return dict(self._load.manifest.user_metadata or {}) if self._load else {}
 
+    @property
+    def register(self) -> Register | None:
+        """`COMMIT` of the checkpoint that was opened last."""
+        return self._load.register if self._load else None
+
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
         """Whether `checkpoint_id` is a URL, or a path, that can be opened."""
@@ -159,6 +164,7 @@ class ObjectStoreReader(StorageReader):
         Raises:
             CheckpointNotFound, CheckpointIncomplete, CheckpointDeleted: nothing to load here.
             CorruptCommit, CorruptManifest, Unsupported: it cannot be understood.
+            EncryptionKeyMissing, WrongEncryptionKey: it is encrypted, and the `encryption_key` does not open it.
             BucketNotFound, PermissionDenied, MissingCredentials, StoreUnavailable, ...: within seconds.
         """
         place = Place.at(location_of(self._url), self._settings.store)
@@ -237,7 +243,7 @@ class ObjectStoreReader(StorageReader):
             StateMismatch: a dtype differs (and `cast` is off); nothing was changed.
             Unsupported: something went through a transform that is not known here; nothing was changed.
             UntrustedItem: an item that could run code (and `trust` is off).
-            ChecksumMismatch, MissingObject, CorruptManifest: what is stored is not what was saved.
+            ChecksumMismatch, DecryptionFailed, MissingObject, CorruptManifest: what is stored is not what was saved.
             CheckpointChanged, CheckpointDeleted: replaced or deleted meanwhile, and its data collected.
         """
         load = self._current()
@@ -249,7 +255,7 @@ class ObjectStoreReader(StorageReader):
                 reads.check_codecs(self._undo, load.place.location.url)
                 fetches = plan_fetches(
                     reads.wants,
-                    load.manifest.objects,
+                    load.manifest.objects if self._verify else manifests.in_bytes(load.manifest.objects),
                     range_size=self._settings.transfer.range_size,
                     gap_size=self._settings.transfer.gap_size,
                 )
@@ -271,22 +277,15 @@ class ObjectStoreReader(StorageReader):
                 load.manifest.objects,
                 options=self._settings.transfer,
                 recorder=load.recorder,
+                verify=self._verify,
             )
         except Damaged as damage:
             raise await commit.explained(load.place.control, load.manifest.attempt, damage) from None
 
     def _open(self, place: Place, keys: Collection[str] | None = None) -> Opened:
-        registers: list[Register] = []
-
-        def accept(register: Register, url: str) -> None:
-            self._signers.check(register, url)
-            registers.append(register)
-
         if keys is None:
-            reference, data = bridge.run(commit.open_manifest(place.control, accept))
-        else:
-            reference, data = bridge.run(lookup.open_part(place.control, frozenset(keys), accept))
-        return Opened(reference, data, registers[-1])
+            return bridge.run(lookup.open_whole(place.control, self._signers.check, self._keys))
+        return bridge.run(lookup.open_part(place.control, frozenset(keys), self._signers.check, self._keys))
 
     def _begin(self, place: Place) -> Metadata:
         recorder = Recorder(self._on_event, rank=rank_here())
@@ -298,7 +297,10 @@ class ObjectStoreReader(StorageReader):
             where = f"{place.location.url}/{opened.reference.key}"
             with garbage.paused():
                 manifest, metadata = self._understood(opened, where)
-        self._load = _Load(place, manifest, recorder)
+            unsealed = bridge.run(self._keys.unsealed(place.data, opened.register, manifest.objects))
+            place = dataclasses.replace(place, data=unsealed)
+        recorder.report.verified = self._verify
+        self._load = _Load(place, manifest, opened.register, recorder)
         self._error = None
         meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta = dataclasses.replace(meta, checkpoint_id=place.location.url, load_id=manifest.attempt)
@@ -310,14 +312,9 @@ class ObjectStoreReader(StorageReader):
         structure.check(manifest, where, whole=False)
         self._signers.check_covers(manifest, where)
         if not self._signers.keys:
-            manifest = _without_digests(manifest)
+            manifest = manifests.without_digests(manifest)
         return manifest, to_dcp(manifest)
 
     def _current(self) -> _Load:
         assert self._load is not None, "DCP calls read_metadata first"
         return self._load
-
-
-def _without_digests(manifest: Manifest) -> Manifest:
-    """To one who trusts no signature they say no more than checksums, and take longer."""
-    return structs.replace(manifest, objects=[structs.replace(entry, digests=b"") for entry in manifest.objects])

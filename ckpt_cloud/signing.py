@@ -116,16 +116,25 @@ class Trust:
     required: bool = False
 
     @classmethod
-    def of(cls, trusted_keys: TrustedKey | Iterable[TrustedKey] | None, require_signature: bool | None) -> Trust:
+    def of(
+        cls,
+        trusted_keys: TrustedKey | Iterable[TrustedKey] | None,
+        require_signature: bool | None,
+        *,
+        verify: bool = True,
+    ) -> Trust:
         """From what a user gives; with keys a signature is required unless the user says otherwise.
 
         Raises:
-            InvalidOption: no Ed25519 public key, or a signature is required and no key is trusted.
+            InvalidOption: no Ed25519 public key, or a signature is required and no key is trusted; or there are keys
+                and not all that comes is to be verified.
             Unsupported: the library `cryptography` is not installed.
         """
         given = [] if trusted_keys is None else _listed(trusted_keys)
         if require_signature and not given:
             raise InvalidOption("require_signature=True needs trusted_keys=")
+        if given and not verify:
+            raise InvalidOption("trusted_keys= needs verify=True: a signature is held against every byte")
         return cls(tuple(_public(key) for key in given), bool(given) and require_signature is not False)
 
     def check(self, register: Register, url: str) -> None:

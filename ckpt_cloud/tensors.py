@@ -7,9 +7,9 @@ import io
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 
+import msgspec
 import numpy as np
 import torch
 
@@ -180,8 +180,7 @@ class ItemBytes:
             return self._array
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
+class Destination(msgspec.Struct, frozen=True):
     """Where a want goes: a tensor, or a numpy byte array for an item.
 
     Attributes:

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ckpt_cloud import bridge, commit
-from ckpt_cloud.errors import CheckpointPerRank, NotFound, RangeNotSatisfiable
+from ckpt_cloud.encryption import EncryptionKey, Keyring
+from ckpt_cloud.errors import CheckpointPerRank, DecryptionFailed, NotFound, RangeNotSatisfiable
 from ckpt_cloud.format import manifest as manifests
-from ckpt_cloud.format.checksum import bad_blocks
-from ckpt_cloud.format.layout import DATA_PREFIX, RANK_PREFIX
+from ckpt_cloud.format.checksum import bad_blocks, whole_sum
+from ckpt_cloud.format.layout import DATA_PREFIX, is_rank_path
 from ckpt_cloud.format.manifest import Manifest, ObjectEntry
 from ckpt_cloud.format.structure import faults
 from ckpt_cloud.options import StoreOptions, TransferOptions
@@ -50,6 +51,8 @@ class Verification:
         objects: data objects that were looked at.
         size_bytes: of all of them together.
         bytes_read: of data.
+        checked_by_store: data objects whose CRC32C, as the store computed it, is that of what was saved: their bytes
+            are right without being read. Google's store tells it, of checkpoints that are not encrypted.
         faults: what is wrong; a checkpoint without any is whole.
         rewritten: keys of objects that are not the version that was saved: copied or written again with the same size.
             Their bytes are checked by `deep` only.
@@ -61,6 +64,7 @@ class Verification:
     objects: int = 0
     size_bytes: int = 0
     bytes_read: int = 0
+    checked_by_store: int = 0
     faults: list[Fault] = field(default_factory=list)
     rewritten: list[str] = field(default_factory=list)
 
@@ -74,6 +78,7 @@ class Verification:
         self.objects += other.objects
         self.size_bytes += other.size_bytes
         self.bytes_read += other.bytes_read
+        self.checked_by_store += other.checked_by_store
         below = f"{other.url.removeprefix(self.url).strip('/')}/"
         self.faults += [Fault(below + f.key, f.message, f.start, f.end) for f in other.faults]
         self.rewritten += [below + key for key in other.rewritten]
@@ -87,11 +92,13 @@ def verify(
     transfer: TransferOptions | None = None,
     trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
     require_signature: bool | None = None,
+    encryption_key: EncryptionKey | Keyring | None = None,
 ) -> Verification:
     """Checks the checkpoint at `url` and reports all that is wrong with it.
 
     Always: `COMMIT`, the manifest's SHA-256, that the manifest contradicts itself nowhere, that every object is there
-    with its size, and whether it is the very version that was saved. Costs two requests and one listing.
+    with its size, and whether it is the very version that was saved; where the store tells its own CRC32C, that too.
+    Costs two requests and one listing.
 
     Memory: at most `transfer.max_requests` × `transfer.range_size` bytes of data at a time.
 
@@ -100,15 +107,21 @@ def verify(
         store: as for `ObjectStoreReader`.
         transfer: its `max_requests` and `range_size` are used.
         trusted_keys, require_signature: as for `ObjectStoreReader`; with keys, `deep` reads against what was signed.
+        encryption_key: likewise.
 
     Raises:
         CheckpointNotFound, CheckpointIncomplete, CheckpointDeleted: there is nothing to check.
         CorruptCommit, CorruptManifest, Unsupported: it cannot even be opened.
         SignatureError: it is not signed by one of the keys.
+        EncryptionKeyMissing, WrongEncryptionKey: it is encrypted, and the key does not open it.
         StoreUnavailable, PermissionDenied, ...: the check did not end, so it says nothing.
     """
+    keys = Keyring.of(encryption_key)
+    # Locals may be shown beside a traceback.
+    del encryption_key
     location = parse_url(url)
-    how = _How(store or StoreOptions(), transfer or TransferOptions(), Trust.of(trusted_keys, require_signature), deep)
+    signers = Trust.of(trusted_keys, require_signature)
+    how = _How(store or StoreOptions(), transfer or TransferOptions(), signers, keys, deep)
     return bridge.run(_verify(location, how, whole=True))
 
 
@@ -119,22 +132,25 @@ class _How:
     store: StoreOptions
     transfer: TransferOptions
     signers: Trust
+    keys: Keyring
     deep: bool
 
 
 async def _verify(location: Location, how: _How, *, whole: bool) -> Verification:
     control = open_store(location, how.store, first_contact=True)
     try:
-        reference, data = await commit.open_manifest(control, how.signers.check)
+        register, data = await commit.open_manifest(control, how.signers.check, how.keys)
     except CheckpointPerRank:
         return await _verify_ranks(control, location, how)
+    reference = register.manifest
+    assert reference is not None, "it is committed"
     where = f"{location.url}/{reference.key}"
     manifest = manifests.decode(data, reference, where)
     how.signers.check_covers(manifest, where)
     found = Verification(location.url, manifest.attempt, how.deep, objects=len(manifest.objects))
     found.size_bytes = sum(entry.size for entry in manifest.objects)
     found.faults += [Fault(reference.key, message) for message in faults(manifest, whole=whole)]
-    stored = open_store(location, how.store)
+    stored = await how.keys.unsealed(open_store(location, how.store), register, manifest.objects)
     there = await _look(stored, manifest, found)
     if how.deep:
         await _Reading(stored, found, how.transfer).all(there)
@@ -144,7 +160,7 @@ async def _verify(location: Location, how: _How, *, whole: bool) -> Verification
 async def _verify_ranks(control: ObjectStore, location: Location, how: _How) -> Verification:
     found = Verification(location.url, "", how.deep)
     for name in await control.list_children():
-        if name.startswith(RANK_PREFIX):
+        if is_rank_path(name):
             found.add(await _verify(location.child(name), how, whole=False))
     return found
 
@@ -163,9 +179,20 @@ async def _look(store: ObjectStore, manifest: Manifest, found: Verification) -> 
             found.faults.append(Fault(entry.key, f"the object has {info.size} bytes and should have {entry.size}"))
         else:
             whole.append(entry)
+            if info.crc32c is not None:
+                await _compare(entry, info.crc32c, found)
             if entry.e_tag is not None and info.version is not None and info.version != entry.e_tag:
                 found.rewritten.append(entry.key)
     return whole
+
+
+async def _compare(entry: ObjectEntry, stored: int, found: Verification) -> None:
+    """With the store's own checksum."""
+    if await in_thread(whole_sum, entry.sums, entry.block_size, entry.size) == stored:
+        found.checked_by_store += 1
+    else:
+        message = "its CRC32C, as the store has it, is not that of what was saved"
+        found.faults.append(Fault(entry.key, message, 0, entry.size))
 
 
 class _Reading:
@@ -203,6 +230,11 @@ class _Reading:
                 data = await self._store.get_range(entry.key, start, end)
             except (NotFound, RangeNotSatisfiable) as error:
                 self._found.faults.append(Fault(entry.key, f"it went while it was read: {error.message}", start, end))
+                return
+            except DecryptionFailed as error:
+                # All else of the range is what was encrypted.
+                message = "bytes are not what was encrypted there"
+                self._found.faults += [Fault(entry.key, message, low, high) for low, high in error.ranges]
                 return
             self._found.bytes_read += len(data)
             first = start // entry.block_size

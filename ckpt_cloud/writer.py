@@ -26,13 +26,12 @@ from torch.futures import Future
 from ckpt_cloud import bridge, commit, garbage, gpu, protocol
 from ckpt_cloud import metadata as metadata_room
 from ckpt_cloud.annotations import Annotations
-from ckpt_cloud.batch import Batch, packed, sorted_out
+from ckpt_cloud.batch import sorted_out
+from ckpt_cloud.encryption import EncryptionKey, Keyring, Seal
 from ckpt_cloud.errors import AttemptAborted, CkptCloudError, InvalidOption, UnsupportedTensor
 from ckpt_cloud.events import Listener, Recorder, Report, fan_out
-from ckpt_cloud.format.codec import Zstd
 from ckpt_cloud.format.layout import manifest_key, mint_id, pack_key
-from ckpt_cloud.format.manifest import ObjectEntry
-from ckpt_cloud.metadata import Stored, rank_here, world_size
+from ckpt_cloud.metadata import rank_here, world_size
 from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
 from ckpt_cloud.progress import bar
 from ckpt_cloud.protocol import Seen
@@ -40,13 +39,9 @@ from ckpt_cloud.session import Place, Settings, location_of, prepare, rank_locat
 from ckpt_cloud.signing import Signer, SignWith
 from ckpt_cloud.stores import supports
 from ckpt_cloud.tensors import check_storable
-from ckpt_cloud.transfer.encode import upload_coded
-from ckpt_cloud.transfer.upload import upload_packs
 from ckpt_cloud.transforms import Transforms
 from ckpt_cloud.version import WRITER
-
-_LEAST_COMPRESSED = 4 << 10
-"""Bytes of what is worth a frame of its own; smaller chunks stay plain."""
+from ckpt_cloud.writes import Writes
 
 
 @dataclass(slots=True)
@@ -60,13 +55,19 @@ class _Save:
     """How many ranks save beside each other without coordination; None when there is one checkpoint for all."""
     seen: Seen | None
     """The register as it was before; only where this rank may commit."""
+    seal: Seal | None
+    """What encrypts it."""
     keys: list[str] = field(default_factory=list)
     """What this rank has begun to write."""
 
-    def new_key(self, number: int, options: TransferOptions) -> str:
-        """Key of the rank's object of that number, which is about to be written."""
-        self.keys.append(pack_key(self.id, number, spread=options.spread))
-        return self.keys[-1]
+    def writes(self, options: TransferOptions, extensions: Transforms | None) -> Writes:
+        """What stores this rank's entries."""
+
+        def new_key(number: int) -> str:
+            self.keys.append(pack_key(self.id, number, spread=options.spread))
+            return self.keys[-1]
+
+        return Writes(self.place.data, self.id, options, extensions, self.seal, new_key, self.recorder)
 
 
 class ObjectStoreWriter(StorageWriter):
@@ -92,7 +93,11 @@ class ObjectStoreWriter(StorageWriter):
         allow_unsafe_commit: save even where the store ignores conditional writes.
         sign: an Ed25519 private key (object, path of a PEM file, PEM as bytes), or a function from what is to be signed
             to the signature. `COMMIT` is signed, and through it every byte. Needs `ckpt-cloud[crypto]`.
-        on_event: is called with every event, from any thread.
+        encryption_key: encrypt all data and the manifest on this side, by AES-256-GCM: 32 bytes, the same as
+            hexadecimal digits or Base64, a `pathlib.Path` of a file that holds one of these, or a function from a key
+            id to one. Give all ranks the same. Needs `ckpt-cloud[crypto]`.
+        encryption_key_id: what `COMMIT` calls the key, for who will have to find it; a check value by default.
+        on_event: is called with every event, from any thread; one that raises is logged, and called no more.
         progress: show a bar on rank 0 with bytes, rate and time left; never where there is no terminal.
         metrics: numbers to keep in `COMMIT`, such as a loss; `list_checkpoints` shows them.
         user_metadata: tags, a git commit, a configuration: JSON values to keep in the manifest.
@@ -114,6 +119,8 @@ class ObjectStoreWriter(StorageWriter):
         extensions: Sequence[StreamTransformExtension] | None = None,
         allow_unsafe_commit: bool = False,
         sign: SignWith | None = None,
+        encryption_key: EncryptionKey | Keyring | None = None,
+        encryption_key_id: str | None = None,
         on_event: Listener | None = None,
         progress: bool = False,
         metrics: Mapping[str, float] | None = None,
@@ -132,6 +139,7 @@ class ObjectStoreWriter(StorageWriter):
         if self._extensions and self._settings.transfer.compression:
             hint = "compress by one of the extensions, such as ZStandard(), or leave them out"
             raise InvalidOption("compression and extensions exclude each other", hint=hint)
+        self._keys = Keyring.of(encryption_key, encryption_key_id)
         self._overwrite = overwrite
         self._on_event = fan_out(on_event, bar("save") if progress else None)
         self._stop: bridge.Stop | None = bridge.Stop()
@@ -191,6 +199,7 @@ class ObjectStoreWriter(StorageWriter):
             CheckpointExists: a committed checkpoint is there and `overwrite` is off.
             AttemptAborted: this machine's clock is behind that of one that deleted or collected here.
             Unsupported: the store ignores conditional writes.
+            EncryptionKeyMissing: the key did not travel to this process.
             BucketNotFound, PermissionDenied, MissingCredentials, StoreUnavailable, ...: within seconds.
         """
         location = location_of(self._url)
@@ -198,6 +207,7 @@ class ObjectStoreWriter(StorageWriter):
         commits = is_coordinator or not use_collectives
         if self._signer:
             self._signer.ready()
+        seal = self._keys.seal()
         with recorder.phase("set up"):
             if not use_collectives:
                 self._admit(Place.at(location, self._settings.store), overwrite=False)
@@ -209,7 +219,7 @@ class ObjectStoreWriter(StorageWriter):
         if seen is not None and protocol.is_fenced_off(id_, seen):
             hint = "set this machine's clock (NTP); it is behind that of one which deleted or collected here"
             raise AttemptAborted("saves that begin at the time that it is here are fenced off", location.url, hint)
-        self._save = _Save(id_, place, recorder, ranks, seen)
+        self._save = _Save(id_, place, recorder, ranks, seen, seal)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """The plan as it is.
@@ -246,65 +256,12 @@ class ObjectStoreWriter(StorageWriter):
                 inline_limit = -1 if self._extensions else self._settings.transfer.inline_limit
                 batch = sorted_out(plan.items, planner, inline_limit)
             save.recorder.report.bytes_needed += batch.total_bytes
-            upload = self._upload(save, batch, planner)
+            upload = save.writes(self._settings.transfer, self._extensions).run(batch, planner)
             places, objects = bridge.run(self._stop.over(upload) if self._stop else upload)
         done: Future[list[WriteResult]] = Future()
         with garbage.paused():
             done.set_result(batch.results(places, save.id, objects))
         return done
-
-    async def _upload(
-        self, save: _Save, batch: Batch, planner: SavePlanner
-    ) -> tuple[dict[int, Stored], list[ObjectEntry]]:
-        """Stores the entries of a batch, those that are coded after all others; their places by entry."""
-        options, store = self._settings.transfer, save.place.data
-        coder = self._coder()
-        least = 1 if self._extensions else _LEAST_COMPRESSED
-        coded = [n for n, entry in enumerate(batch.entries) if coder is not None and entry.nbytes >= least]
-        plain = sorted(set(range(len(batch.entries))) - set(coded))
-        with garbage.paused():
-            entries = [batch.entries[number] for number in plain]
-            packs = packed(entries, save.id, options, store)
-        named = [(save.new_key(number, options), pack) for number, pack in enumerate(packs)]
-        total = sum(pack.size for pack in packs) + sum(batch.entries[number].nbytes for number in coded)
-        save.recorder.expect("write", "up", total)
-        objects = await upload_packs(
-            store,
-            batch.source(planner, plain),
-            named,
-            [entry.nbytes for entry in entries],
-            options=options,
-            recorder=save.recorder,
-        )
-        with garbage.paused():
-            places = {
-                plain[entry]: Stored(None, number, start, entries[entry].nbytes)
-                for number, pack in enumerate(packs)
-                for entry, start in zip(pack.entries, pack.starts, strict=True)
-            }
-        if coder is None or not coded:
-            return places, objects
-        entries = [batch.entries[number] for number in coded]
-        found, more = await upload_coded(
-            store,
-            batch.source(planner, coded),
-            entries,
-            coder,
-            attempt=save.id,
-            new_key=lambda number: save.new_key(len(packs) + number, options),
-            options=options,
-            recorder=save.recorder,
-        )
-        for number, entry, each in zip(coded, entries, found, strict=True):
-            places[number] = Stored(None, -1, 0, entry.nbytes, coded=each.moved(len(packs)))
-        return places, objects + more
-
-    def _coder(self) -> Transforms | Zstd | None:
-        """What entries are coded by."""
-        options = self._settings.transfer
-        if self._extensions:
-            return self._extensions
-        return Zstd(options.frame_size, options.compression_level) if options.compression else None
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Writes the manifest and commits.
@@ -340,6 +297,7 @@ class ObjectStoreWriter(StorageWriter):
                     options=self._settings.commit,
                     metrics=notes.metrics,
                     sign=self._signer.signed if self._signer else None,
+                    seal=save.seal,
                 )
             )
 

@@ -46,6 +46,27 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Hours = Annotated[float, typer.Option(min=0, metavar="HOURS", help="Leave younger ones alone.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--encryption-key-file", metavar="FILE", help="Key of encrypted checkpoints; or CKPT_CLOUD_ENCRYPTION_KEY."
+    ),
+]
+NewKey = Annotated[
+    Path | None, typer.Option("--encryption-key-file", metavar="FILE", help="Encrypt what is written with this key.")
+]
+NewKeyId = Annotated[
+    str | None, typer.Option("--encryption-key-id", metavar="NAME", help="What COMMIT calls that key.")
+]
+SourceKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--source-key-file",
+        metavar="FILE",
+        help="Key of an encrypted SOURCE; else --encryption-key-file or CKPT_CLOUD_ENCRYPTION_KEY.",
+    ),
+]
+Decrypt = Annotated[bool, typer.Option("--decrypt", help="Write what was encrypted in clear.")]
 Root = Annotated[str, typer.Argument(help="URL under which the checkpoints lie.")]
 Url = Annotated[str, typer.Argument(help="URL of a checkpoint.")]
 
@@ -98,13 +119,16 @@ def show(
     objects: Annotated[bool, typer.Option("--objects", help="List the stored objects too.")] = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with pictures instead.")] = None,
     trace: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A trace to show on the page.")] = None,
+    encryption_key_file: KeyFile = None,
     json: Json = False,
 ) -> None:
     """Show what a checkpoint holds, as a tree: tensors with dtype, shape, size and shards, items, objects."""
+    from ckpt_cloud.cli import keys
     from ckpt_cloud.cli import show as command
 
+    opened = keys.given(encryption_key_file)
     with _suggesting(url):
-        command.run(url, as_json=json, depth=depth, objects=objects, page=html, traces=trace or [])
+        command.run(url, opened, as_json=json, depth=depth, objects=objects, page=html, traces=trace or [])
 
 
 @app.command(epilog="Example: ckpt-cloud diff s3://bucket/run/step-100 s3://bucket/run/step-200")
@@ -112,13 +136,16 @@ def diff(
     first: Url,
     second: Url,
     values: Annotated[bool, typer.Option("--values", help="Read all tensors, and compare their bytes.")] = False,
+    encryption_key_file: KeyFile = None,
     json: Json = False,
 ) -> None:
     """Compare two checkpoints: keys, shapes, dtypes, and on demand values. Status 1 if they differ."""
     from ckpt_cloud.cli import diff as command
+    from ckpt_cloud.cli import keys
 
+    opened = keys.given(encryption_key_file)
     with _suggesting(first, second):
-        command.run(first, second, values=values, as_json=json)
+        command.run(first, second, opened, values=values, as_json=json)
 
 
 @app.command(epilog="Example: ckpt-cloud cp s3://bucket/run/step-100 gs://other/run/step-100")
@@ -127,13 +154,22 @@ def cp(
     target: Annotated[str, typer.Argument(help="URL of the copy, where nothing is yet.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at TARGET.")] = False,
     read_back: Annotated[bool, typer.Option("--read-back", help="Read and check the copy before it counts.")] = False,
+    source_key_file: SourceKey = None,
+    encryption_key_file: NewKey = None,
+    encryption_key_id: NewKeyId = None,
+    decrypt: Decrypt = False,
     json: Json = False,
 ) -> None:
-    """Copy a checkpoint, to another bucket or cloud too: verified on the way, in fixed memory, committed last."""
-    from ckpt_cloud.cli import cp as command
+    """Copy a checkpoint, to another bucket or cloud too: verified on the way, in fixed memory, committed last.
 
+    The copy of an encrypted one is encrypted too, with the same key unless another is given.
+    """
+    from ckpt_cloud.cli import cp as command
+    from ckpt_cloud.cli import keys
+
+    ring = keys.Given.of(source_key_file, encryption_key_file, encryption_key_id, decrypt=decrypt)
     with _suggesting(source):
-        command.run(source, target, overwrite=overwrite, read_back=read_back, as_json=json)
+        command.run(source, target, ring, overwrite=overwrite, read_back=read_back, as_json=json)
 
 
 @app.command(epilog="Example: ckpt-cloud rm s3://bucket/run/step-100")
@@ -155,16 +191,19 @@ def gc(
     older_than: Hours = 24,
     delete: Annotated[bool, typer.Option("--delete", help="Delete it.")] = False,
     yes: Yes = False,
+    encryption_key_file: KeyFile = None,
     json: Json = False,
 ) -> None:
     """List what no checkpoint under ROOT needs, of dead saves and replaced checkpoints; --delete removes it.
 
-    Safe beside running saves and loads. Asks before it deletes.
+    Safe beside running saves and loads. Asks before it deletes. Skips encrypted checkpoints without their key.
     """
     from ckpt_cloud.cli import gc as command
+    from ckpt_cloud.cli import keys
 
+    opened = keys.given(encryption_key_file)
     with _suggesting(root):
-        command.run(root, older_than_hours=older_than, delete=delete, yes=yes, as_json=json)
+        command.run(root, opened, older_than_hours=older_than, delete=delete, yes=yes, as_json=json)
 
 
 @app.command(epilog="Example: ckpt-cloud convert s3://bucket/run/step-100 s3://bucket/model --to safetensors")
@@ -182,12 +221,21 @@ def convert(
     max_shard: Annotated[float, typer.Option(min=0.001, metavar="GB", help="Of one safetensors file.")] = 5,
     dequantize: Annotated[str, typer.Option(metavar="DTYPE", help="Multiply fp8 weights out, to bfloat16, ...")] = "",
     trust: Annotated[bool, typer.Option("--trust", help="Open items that could run code.")] = False,
+    source_key_file: SourceKey = None,
+    encryption_key_file: NewKey = None,
+    encryption_key_id: NewKeyId = None,
+    decrypt: Decrypt = False,
     json: Json = False,
 ) -> None:
-    """Write the checkpoint at SOURCE to DESTINATION in another format; tensors stream through in fixed memory."""
-    from ckpt_cloud.cli import convert as command
+    """Write the checkpoint at SOURCE to DESTINATION in another format; tensors stream through in fixed memory.
 
-    how = command.How(to, overwrite, int(max_shard * 1e9), dequantize, trust)
+    Of an encrypted one only --to ckpt-cloud is encrypted too; other formats need --decrypt.
+    """
+    from ckpt_cloud.cli import convert as command
+    from ckpt_cloud.cli import keys
+
+    ring = keys.Given.of(source_key_file, encryption_key_file, encryption_key_id, decrypt=decrypt)
+    how = command.How(to, overwrite, int(max_shard * 1e9), dequantize, trust, ring)
     with _suggesting(source):
         command.run(source, destination, how, as_json=json)
 
@@ -259,10 +307,16 @@ def verify(
     trusted_key: Annotated[
         list[str] | None, typer.Option("--trusted-key", help="PEM file of a public key that must have signed it.")
     ] = None,
+    encryption_key_file: KeyFile = None,
     json: Json = False,
 ) -> None:
-    """Check a whole checkpoint: the manifest and the sizes of all objects; --deep also reads every byte."""
+    """Check a whole checkpoint: the manifest, sizes, and the store's own checksums where it tells them.
+
+    --deep also reads every byte.
+    """
+    from ckpt_cloud.cli import keys
     from ckpt_cloud.cli import verify as command
 
+    opened = keys.given(encryption_key_file)
     with _suggesting(url):
-        command.run(url, deep=deep, trusted_keys=trusted_key or None, as_json=json)
+        command.run(url, opened, deep=deep, trusted_keys=trusted_key or None, as_json=json)

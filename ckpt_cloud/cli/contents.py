@@ -8,21 +8,23 @@ from dataclasses import dataclass
 import msgspec
 
 from ckpt_cloud import bridge, commit
+from ckpt_cloud.encryption import Keyring
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.dtypes import SIZES
 from ckpt_cloud.format.layout import id_unix_ms
 from ckpt_cloud.format.manifest import Chunk, ItemEntry, Manifest, TensorEntry
 from ckpt_cloud.options import StoreOptions
-from ckpt_cloud.stores import Location, open_store, parse_url
+from ckpt_cloud.stores import Location, ObjectStore, open_store, parse_url
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """A committed checkpoint."""
+    """A committed checkpoint, and what its objects are read from."""
 
     location: Location
     manifest: Manifest
     metrics: dict[str, float]
+    store: ObjectStore
 
     @property
     def saved_unix_s(self) -> float:
@@ -35,14 +37,15 @@ class Contents:
         return sum(entry.size for entry in self.manifest.objects)
 
 
-def read(url: str) -> Contents:
+def read(url: str, keys: Keyring) -> Contents:
     """Opens the checkpoint at `url`."""
     location = parse_url(url)
     store = open_store(location, StoreOptions(), first_contact=True)
-    reference, data = bridge.run(commit.open_manifest(store))
-    register = bridge.run(commit.read_register(store)).register
-    metrics = dict(register.metrics or {}) if register is not None else {}
-    return Contents(location, manifests.decode(data, reference, location.url), metrics)
+    register, data = bridge.run(commit.open_manifest(store, keys=keys))
+    assert register.manifest is not None, "it is committed"
+    manifest = manifests.decode(data, register.manifest, location.url)
+    unsealed = bridge.run(keys.unsealed(open_store(location, StoreOptions()), register, manifest.objects))
+    return Contents(location, manifest, dict(register.metrics or {}), unsealed)
 
 
 def tensor_bytes(tensor: TensorEntry) -> int:

@@ -11,6 +11,7 @@ import torch
 from rich.filesize import decimal
 
 from ckpt_cloud.cli.ending import interruptible
+from ckpt_cloud.cli.keys import Given
 from ckpt_cloud.errors import InvalidOption
 from ckpt_cloud.interop.convert import Format, convert
 
@@ -26,6 +27,7 @@ class How:
     max_shard_bytes: int
     dequantize: str
     trust: bool
+    keys: Given
 
 
 def run(source: str, destination: str, how: How, *, as_json: bool) -> None:
@@ -39,6 +41,9 @@ def run(source: str, destination: str, how: How, *, as_json: bool) -> None:
             max_shard_bytes=how.max_shard_bytes,
             dequantize=_dtype(how.dequantize),
             trust=how.trust,
+            source_encryption_key=how.keys.source,
+            encryption_key=how.keys.target,
+            decrypt=how.keys.decrypt,
         )
     if done.left_out:
         more = f" and {len(done.left_out) - _SHOWN} more" if len(done.left_out) > _SHOWN else ""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from ckpt_cloud.cli.ending import interruptible
+from ckpt_cloud.cli.keys import Given
 from ckpt_cloud.cli.output import console, print_json
 from ckpt_cloud.copying import copy
 from ckpt_cloud.errors import CheckpointExists
 
 
-def run(source: str, target: str, *, overwrite: bool, read_back: bool, as_json: bool) -> None:
+def run(source: str, target: str, keys: Given, *, overwrite: bool, read_back: bool, as_json: bool) -> None:
     """Copies a checkpoint."""
     left = (
         "nothing was published and what had been uploaded is deleted, unless the commit was under way; "
@@ -16,7 +17,16 @@ def run(source: str, target: str, *, overwrite: bool, read_back: bool, as_json: 
     )
     with interruptible(left):
         try:
-            copied = copy(source, target, overwrite=overwrite, read_back=read_back, progress=not as_json)
+            copied = copy(
+                source,
+                target,
+                overwrite=overwrite,
+                read_back=read_back,
+                source_encryption_key=keys.source,
+                encryption_key=keys.target,
+                decrypt=keys.decrypt,
+                progress=not as_json,
+            )
         except CheckpointExists as error:
             hint = error.hint.replace("pass overwrite=True", "give --overwrite")
             raise CheckpointExists(error.message, error.url, hint) from None

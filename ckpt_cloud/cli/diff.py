@@ -12,9 +12,8 @@ from ckpt_cloud.cli.contents import Contents, chunk_bytes, item_bytes, read, sha
 from ckpt_cloud.cli.ending import NOTHING
 from ckpt_cloud.cli.output import console, print_json
 from ckpt_cloud.cli.values import is_stream, plain_bytes
+from ckpt_cloud.encryption import Keyring
 from ckpt_cloud.format.manifest import Chunk, ItemEntry, TensorEntry
-from ckpt_cloud.options import StoreOptions
-from ckpt_cloud.stores import ObjectStore, open_store
 
 
 @dataclass(slots=True)
@@ -39,9 +38,9 @@ class Difference:
         return not (self.removed or self.added or self.changed)
 
 
-def run(first: str, second: str, *, values: bool, as_json: bool) -> None:
-    """Prints how two checkpoints differ; ends with status 1 if they do."""
-    one, other = read(first), read(second)
+def run(first: str, second: str, keys: Keyring, *, values: bool, as_json: bool) -> None:
+    """Prints how two checkpoints differ; ends with status 1 if they do. One may be encrypted, the other not."""
+    one, other = read(first, keys), read(second, keys)
     found = compare(one, other)
     if values:
         bridge.run(_compare_values(one, other, found))
@@ -87,7 +86,6 @@ def _changed_item(before: ItemEntry, after: ItemEntry) -> str:
 
 async def _compare_values(one: Contents, other: Contents, found: Difference) -> None:
     """Reads tensors of the same shape, shard by shard, in fixed memory."""
-    stores = [open_store(each.location, StoreOptions()) for each in (one, other)]
     for name, before in one.manifest.tensors.items():
         after = other.manifest.tensors.get(name)
         if after is None or name in found.changed:
@@ -102,18 +100,17 @@ async def _compare_values(one: Contents, other: Contents, found: Difference) -> 
         for box, chunk in shards[0].items():
             size = chunk_bytes(before, chunk)
             digests = [
-                await _digest(store, each, own, size, name)
-                for store, each, own in zip(stores, (one, other), (chunk, shards[1][box]), strict=True)
+                await _digest(contents, own, size, name) for contents, own in ((one, chunk), (other, shards[1][box]))
             ]
             if digests[0] != digests[1]:
                 found.changed[name] = "values"
                 break
 
 
-async def _digest(store: ObjectStore, contents: Contents, chunk: Chunk, size: int, name: str) -> bytes:
+async def _digest(contents: Contents, chunk: Chunk, size: int, name: str) -> bytes:
     digest = hashlib.blake2b()
     if size:
-        async for piece in plain_bytes(store, contents.manifest.objects, chunk, size, name):
+        async for piece in plain_bytes(contents.store, contents.manifest.objects, chunk, size, name):
             digest.update(piece)
     return digest.digest()
 

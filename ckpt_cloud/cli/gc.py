@@ -11,14 +11,15 @@ from ckpt_cloud.cli.ending import confirm, interruptible
 from ckpt_cloud.cli.nearby import check_not_empty
 from ckpt_cloud.cli.output import console, note, print_json
 from ckpt_cloud.collector import Collected, gc
+from ckpt_cloud.encryption import Keyring
 
 _SHOWN = 50
 
 
-def run(root: str, *, older_than_hours: float, delete: bool, yes: bool, as_json: bool) -> None:
+def run(root: str, keys: Keyring, *, older_than_hours: float, delete: bool, yes: bool, as_json: bool) -> None:
     """Prints what no checkpoint under `root` needs; deletes it if asked to, and if the user agrees."""
     age = timedelta(hours=older_than_hours)
-    found = gc(root, older_than=age, dry_run=True)
+    found = gc(root, older_than=age, dry_run=True, encryption_key=keys)
     if not (found.objects or found.uploads or found.skipped):
         check_not_empty(root, "nothing lies here")
     for url, reason in found.skipped:
@@ -31,7 +32,7 @@ def run(root: str, *, older_than_hours: float, delete: bool, yes: bool, as_json:
     if found.objects or found.uploads:
         confirm("Delete them?", yes=yes)
         with interruptible("every checkpoint is whole, a part of the garbage is gone; run it again to finish"):
-            found = gc(root, older_than=age)
+            found = gc(root, older_than=age, encryption_key=keys)
     if as_json:
         print_json(found)
     else:

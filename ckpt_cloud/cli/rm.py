@@ -12,7 +12,7 @@ from ckpt_cloud.cli.ending import confirm, interruptible
 from ckpt_cloud.cli.output import console, note, print_json, utc
 from ckpt_cloud.collector import delete
 from ckpt_cloud.errors import CheckpointIncomplete, CheckpointNotFound
-from ckpt_cloud.format.layout import RANK_PREFIX
+from ckpt_cloud.format.layout import is_rank_path, join
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores import open_store, parse_url
 
@@ -48,13 +48,12 @@ async def _look(url: str) -> Doomed:
     location = parse_url(url)
     store = open_store(location, StoreOptions(), first_contact=True)
     info = await describe(store, location)
-    ranks = [name for name in await store.list_children() if name.startswith(RANK_PREFIX)]
-    data = [each for below in ("data", *(f"{rank}/data" for rank in ranks)) async for each in store.list(below)]
-    if info.state == "incomplete" and ranks:
-        return Doomed(location.url, f"of {len(ranks)} single rank(s)", 0, len(data), sum(each.size for each in data))
-    if info.state == "incomplete" and not data:
+    ranks = list(filter(is_rank_path, await store.list_children()))
+    data = [each for place in ("", *ranks) async for each in store.list(join(place, "data"))]
+    state = f"of {len(ranks)} single rank(s)" if ranks and info.state != "committed" else str(info.state)
+    if info.state == "incomplete" and not data and not ranks:
         raise CheckpointNotFound("no checkpoint is here", location.url, "check the URL")
-    if info.state == "incomplete":
+    if info.state == "incomplete" and not ranks:
         hint = "ckpt-cloud gc collects it"
         raise CheckpointIncomplete("there is data but no COMMIT: no checkpoint to delete", location.url, hint)
-    return Doomed(location.url, info.state, info.saved_unix_s, len(data), sum(each.size for each in data))
+    return Doomed(location.url, state, info.saved_unix_s, len(data), sum(each.size for each in data))

@@ -11,6 +11,7 @@ from rich.tree import Tree
 
 from ckpt_cloud.cli.contents import Contents, item_bytes, read, shape_text, tensor_bytes
 from ckpt_cloud.cli.output import console, note, print_json, utc
+from ckpt_cloud.encryption import Keyring
 from ckpt_cloud.errors import InvalidOption
 from ckpt_cloud.format.codec import Coded
 from ckpt_cloud.format.manifest import TensorEntry
@@ -21,9 +22,11 @@ Leaf = tuple[str, int, str]
 """Name, bytes, and what is said of it."""
 
 
-def run(url: str, *, as_json: bool, depth: int | None, objects: bool, page: Path | None, traces: list[Path]) -> None:
+def run(
+    url: str, keys: Keyring, *, as_json: bool, depth: int | None, objects: bool, page: Path | None, traces: list[Path]
+) -> None:
     """Prints what the checkpoint at `url` holds, or writes it as a page."""
-    contents = read(url)
+    contents = read(url, keys)
     if page is not None:
         from ckpt_cloud.cli.picture.page import write
 

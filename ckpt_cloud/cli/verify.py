@@ -8,6 +8,7 @@ import msgspec
 from rich.console import Console
 from rich.filesize import decimal
 
+from ckpt_cloud.encryption import Keyring
 from ckpt_cloud.verification import Fault, Verification
 from ckpt_cloud.verification import verify as check
 
@@ -16,9 +17,9 @@ _DAMAGED = 4
 _SHOWN = 50
 
 
-def run(url: str, *, deep: bool, trusted_keys: list[str] | None, as_json: bool) -> None:
+def run(url: str, keys: Keyring, *, deep: bool, trusted_keys: list[str] | None, as_json: bool) -> None:
     """Prints what is wrong with the checkpoint at `url`, and ends with a status that says whether anything is."""
-    found = check(url, deep=deep, trusted_keys=trusted_keys)
+    found = check(url, deep=deep, trusted_keys=trusted_keys, encryption_key=keys)
     if as_json:
         print(msgspec.json.format(msgspec.json.encode({"ok": found.ok, **msgspec.to_builtins(found)})).decode())
     else:
@@ -36,6 +37,8 @@ def _print(found: Verification) -> None:
     if found.rewritten:
         console.print(f"{len(found.rewritten)} object(s) were copied or written again since the save", highlight=False)
     how = f"{decimal(found.bytes_read)} read and checked" if found.deep else "sizes only; --deep reads every byte"
+    if not found.deep and found.checked_by_store:
+        how = f"the store's own checksums of {found.checked_by_store} fit; --deep reads every byte"
     verdict = "whole" if found.ok else f"{len(found.faults)} fault(s)"
     console.print(f"{verdict}: {found.objects} object(s), {decimal(found.size_bytes)}, {how}", highlight=False)
 

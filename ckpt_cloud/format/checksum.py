@@ -71,6 +71,52 @@ class BlockSums:
         self._current = self._filled = 0
 
 
+def whole_sum(sums: bytes, block_size: int, size: int) -> int:
+    """CRC32C of a whole object of `size` bytes, from the packed checksums of its blocks."""
+    words = unpack_sums(sums)
+    if not words:
+        return 0
+    last = size - (len(words) - 1) * block_size
+    after_block = _tables(_after_zeros(block_size))
+    found = 0
+    for word in words[:-1]:
+        found = _applied(after_block, found) ^ word
+    return _applied(_tables(_after_zeros(last)), found) ^ words[-1]
+
+
+def _after_zeros(count: int) -> list[int]:
+    """What so many bytes of zeros make of a CRC: its image of each bit, since the map is linear over GF(2)."""
+    # One bit of zeros: shifted, and reduced by the polynomial where a one falls out.
+    step = [0x82F63B78, *(1 << bit for bit in range(31))]
+    result = [1 << bit for bit in range(32)]
+    bits = 8 * count
+    while bits:
+        if bits & 1:
+            result = [_image(step, column) for column in result]
+        step = [_image(step, column) for column in step]
+        bits >>= 1
+    return result
+
+
+def _image(columns: list[int], vector: int) -> int:
+    found = 0
+    for column in columns:
+        if vector & 1:
+            found ^= column
+        vector >>= 1
+    return found
+
+
+def _tables(columns: list[int]) -> list[list[int]]:
+    """The same map by bytes, which is quicker to apply many times."""
+    return [[_image(columns[8 * at : 8 * at + 8], byte) for byte in range(256)] for at in range(4)]
+
+
+def _applied(tables: list[list[int]], value: int) -> int:
+    low, second, third, high = tables
+    return low[value & 255] ^ second[value >> 8 & 255] ^ third[value >> 16 & 255] ^ high[value >> 24]
+
+
 def pack_sums(sums: Iterable[int]) -> bytes:
     """Checksums as little-endian 32-bit words."""
     words = array.array("I", sums)

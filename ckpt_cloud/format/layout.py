@@ -15,8 +15,6 @@ from ckpt_cloud.errors import CorruptManifest
 
 COMMIT_KEY = "COMMIT"
 DATA_PREFIX = "data/"
-RANK_PREFIX = "rank-"
-"""Of the paths under which ranks that do not coordinate keep checkpoints of their own."""
 PROBE = "probe"
 """Name under an id of a throw-away object by which a writer finds out what its store can do."""
 NO_ID = "0" * 32
@@ -24,6 +22,7 @@ NO_ID = "0" * 32
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _KEY = re.compile(r"data/([0-9a-f]{32}/manifest|([0-9a-f]{1,4}-)?[0-9a-f]{32}/[0-9]{1,9}\.safetensors)")
+_RANK = re.compile(r"rank-[0-9]{5,}")
 _BELOW_ID = re.compile(r"(?:(.*)/)?data/(?:[0-9a-f]{1,4}-)?([0-9a-f]{32})/.+", re.DOTALL)
 
 
@@ -77,7 +76,12 @@ def manifest_key(id_: str) -> str:
 
 def rank_path(rank: int) -> str:
     """Where rank `rank` keeps its own checkpoint, under the common URL."""
-    return f"{RANK_PREFIX}{rank:05d}"
+    return f"rank-{rank:05d}"
+
+
+def is_rank_path(name: str) -> bool:
+    """Whether `name` is one that `rank_path` gives, and no other checkpoint that somebody called alike."""
+    return _RANK.fullmatch(name) is not None
 
 
 def is_key(text: str) -> bool:

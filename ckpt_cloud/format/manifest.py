@@ -14,6 +14,7 @@ from ckpt_cloud.format.checksum import digests_length, sums_length
 from ckpt_cloud.format.codec import Coded
 from ckpt_cloud.format.layout import check_key, is_id
 from ckpt_cloud.format.pages import (
+    MAGIC_1,
     Buffer,
     Page,
     Root,
@@ -26,7 +27,6 @@ from ckpt_cloud.format.pages import (
 )
 from ckpt_cloud.format.register import ManifestRef
 
-MAGIC_1 = b"CKPTCLD1"
 """First bytes of a manifest of version 1; the digit is the major version. `format.pages` has the present one."""
 T = TypeVar("T")
 
@@ -150,8 +150,12 @@ _items_decoder = msgspec.msgpack.Decoder(tuple[list[int], list[str], list[ItemEn
 _paths_decoder = msgspec.msgpack.Decoder(tuple[list[int], list[str], list[tuple[str | int, ...]]])
 
 
-def encode(manifest: Manifest) -> bytes:
-    """The manifest as it is stored (`format.pages`)."""
+def encode(manifest: Manifest, *, salt: bytes = b"") -> bytes:
+    """The manifest as it is stored (`format.pages`).
+
+    Args:
+        salt: random bytes for its root, if it is to be encrypted.
+    """
     pages = Writer()
     paths = manifest.paths or {}
     tensors = {name: _tensor_row(entry) for name, entry in manifest.tensors.items()}
@@ -172,6 +176,7 @@ def encode(manifest: Manifest) -> bytes:
         dcp_version=manifest.dcp_version,
         ranks=manifest.ranks,
         user_metadata=manifest.user_metadata,
+        salt=salt or msgspec.UNSET,
     )
     return pages.close(root)
 
@@ -246,6 +251,18 @@ def decode(data: Buffer, expected: ManifestRef, url: str) -> Manifest:
     for entry in manifest.objects:
         _check_object(entry, url)
     return manifest
+
+
+def without_digests(manifest: Manifest) -> Manifest:
+    """For one who trusts no signature: to them digests say no more than checksums, and take longer."""
+    return msgspec.structs.replace(
+        manifest, objects=[msgspec.structs.replace(entry, digests=b"") for entry in manifest.objects]
+    )
+
+
+def in_bytes(objects: Iterable[ObjectEntry]) -> list[ObjectEntry]:
+    """As if every byte were a block of its own, for reads that are not verified: nothing is read beside them."""
+    return [msgspec.structs.replace(entry, block_size=1) for entry in objects]
 
 
 @contextmanager

@@ -22,6 +22,8 @@ import msgspec
 from ckpt_cloud.errors import CorruptManifest
 
 MAGIC = b"CKPTCLD2"
+MAGIC_1 = b"CKPTCLD1"
+"""Of manifests in one piece, which version 1 had."""
 LENGTH_BYTES = 8
 """Of the root's length at the end."""
 PAGE_BYTES = 128 << 10
@@ -52,6 +54,8 @@ class Root(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         counts: how many objects, tensors, items and paths there are.
         has_paths: whether there is a flatten mapping; it may be empty.
+        salt: random bytes, in an encrypted checkpoint alone: without them the root's digest, which `COMMIT` shows to
+            all, would confirm a guess of what is in it.
     """
 
     attempt: str
@@ -67,10 +71,16 @@ class Root(msgspec.Struct, frozen=True, kw_only=True):
     dcp_version: str | None = None
     ranks: int | None = None
     user_metadata: dict[str, Any] | None = None
+    salt: bytes | msgspec.UnsetType = msgspec.UNSET
 
 
 _encoder = msgspec.msgpack.Encoder()
 _root_decoder = msgspec.msgpack.Decoder(Root)
+
+
+def is_manifest(data: Buffer) -> bool:
+    """Whether `data` begins as a manifest does: one that is encrypted begins at random."""
+    return bytes(data[: len(MAGIC)]) in (MAGIC_1, MAGIC)
 
 
 class Writer:

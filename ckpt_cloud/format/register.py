@@ -13,8 +13,10 @@ FORMAT = "ckpt-cloud"
 VERSION = 2
 """1 had manifests in one piece; they are still read."""
 CODED_CHUNKS = "coded-chunks"
-"""Some chunks or items are not stored as their plain bytes (`format.codec`)."""
-KNOWN_FLAGS: frozenset[str] = frozenset({CODED_CHUNKS})
+"""Flag of a checkpoint of which some chunks or items are not stored as their plain bytes (`format.codec`)."""
+ENCRYPTED = "encrypted"
+"""Flag of a checkpoint whose objects are sealed (`format.sealing`)."""
+KNOWN_FLAGS: frozenset[str] = frozenset({CODED_CHUNKS, ENCRYPTED})
 MAX_BYTES = 64 << 10
 
 
@@ -48,6 +50,20 @@ class Signature(msgspec.Struct, frozen=True):
     value: str
 
 
+class Encryption(msgspec.Struct, frozen=True):
+    """With what the objects of a checkpoint are sealed.
+
+    Attributes:
+        algorithm: `aes-256-gcm`.
+        key_id: the user's name for the key; by default its check value.
+        check: hexadecimal value that tells the key from others, and nothing about it.
+    """
+
+    algorithm: str
+    key_id: str
+    check: str
+
+
 class Register(msgspec.Struct, frozen=True, omit_defaults=False):
     """State of a checkpoint URL.
 
@@ -60,6 +76,7 @@ class Register(msgspec.Struct, frozen=True, omit_defaults=False):
         signature: of what the register says of the manifest (`ckpt_cloud.signing`); left out where there is none.
         metrics: numbers that the saver gave, such as a loss; here so that the best of many checkpoints is found
             without their manifests. Left out where there are none.
+        encryption: set if and only if `flags` say that the checkpoint is encrypted.
     """
 
     state: Literal["committed", "aborted", "deleted"]
@@ -71,6 +88,7 @@ class Register(msgspec.Struct, frozen=True, omit_defaults=False):
     version: int = VERSION
     signature: Signature | msgspec.UnsetType = msgspec.UNSET
     metrics: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+    encryption: Encryption | msgspec.UnsetType = msgspec.UNSET
 
 
 _encoder = msgspec.json.Encoder()
@@ -129,6 +147,8 @@ def _check(register: Register, url: str) -> None:
         raise CorruptCommit("COMMIT has a malformed id", url)
     if (register.state == "committed") != (register.manifest is not None):
         raise CorruptCommit(f"COMMIT is {register.state} and its manifest entry does not fit that", url)
+    if (ENCRYPTED in register.flags) != (register.encryption is not msgspec.UNSET):
+        raise CorruptCommit("COMMIT contradicts itself on whether the checkpoint is encrypted", url)
     if register.manifest is not None:
         reference = register.manifest
         sane = is_key(reference.key) and reference.size > 0 and 0 <= reference.root <= reference.size

@@ -9,7 +9,8 @@ from typing import Any
 from ckpt_cloud.errors import CheckpointIncomplete, CheckpointNotFound, CheckpointPerRank
 from ckpt_cloud.interop.contents import Contents
 from ckpt_cloud.interop.reader import ForeignReader
-from ckpt_cloud.reader import ObjectStoreReader, Opened
+from ckpt_cloud.lookup import Opened
+from ckpt_cloud.reader import ObjectStoreReader
 
 AnyReader = ObjectStoreReader | ForeignReader
 
@@ -19,6 +20,8 @@ def reader_for(
     settings: dict[str, Any],
     foreign: dict[str, Any],
     signed: dict[str, Any],
+    *,
+    own: dict[str, Any],
     keys: Collection[str] | None = None,
 ) -> AnyReader:
     """The reader that can read what is at `url`; it has opened it already.
@@ -27,12 +30,13 @@ def reader_for(
         settings: arguments of either reader.
         foreign: further ones of `ForeignReader`.
         signed: further ones of `ObjectStoreReader`; where any is given, no other format will do.
+        own: further ones of `ObjectStoreReader`, which do not matter to other formats.
         keys: of all that will be asked for, if that is known.
 
     Raises:
         CheckpointNotFound, ...: as `find_any`.
     """
-    ours = ObjectStoreReader(url, extensions=foreign.get("extensions"), **settings, **signed)
+    ours = ObjectStoreReader(url, extensions=foreign.get("extensions"), **settings, **signed, **own)
     if any(value is not None for value in signed.values()):
         if keys is not None:
             ours.adopt(ours.open(keys))

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint._extension import ExtensionRegistry
 from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
 
 from ckpt_cloud import bridge
+from ckpt_cloud.encryption import EncryptionKey, Encryptions, Keyring, is_encrypted
 from ckpt_cloud.errors import CheckpointExists, CkptCloudError, InvalidOption, InvalidURL, NotFound
 from ckpt_cloud.events import Recorder
 from ckpt_cloud.format.layout import COMMIT_KEY
@@ -27,6 +28,7 @@ from ckpt_cloud.interop.safetensors_files import INDEX_KEY, SUFFIX
 from ckpt_cloud.interop.safetensors_layout import MAX_SHARD_BYTES, SINGLE_KEY, check_types, file_plan, index, split
 from ckpt_cloud.interop.torch_layout import Placeholder, layout
 from ckpt_cloud.options import StoreOptions, TransferOptions
+from ckpt_cloud.reader import ObjectStoreReader
 from ckpt_cloud.session import Settings
 from ckpt_cloud.stores import ObjectStore, open_store, parse_url
 
@@ -70,6 +72,10 @@ def convert(
     source_store: StoreOptions | None = None,
     destination_store: StoreOptions | None = None,
     transfer: TransferOptions | None = None,
+    source_encryption_key: EncryptionKey | Keyring | None = None,
+    encryption_key: EncryptionKey | Keyring | None = None,
+    encryption_key_id: str | None = None,
+    decrypt: bool = False,
 ) -> Converted:
     """Writes the checkpoint at `source` to `destination` in another format, or the same.
 
@@ -86,22 +92,30 @@ def convert(
         dequantize, extensions, trust: as for `ckpt_cloud.open`.
         source_store, destination_store: as `store` of `ObjectStoreReader` and `ObjectStoreWriter`.
         transfer: of both.
+        source_encryption_key, encryption_key, encryption_key_id, decrypt: as for `copy`. Only `ckpt-cloud` can be
+            encrypted: an encrypted checkpoint is written in another format only with `decrypt`.
 
     Returns:
         What was read, written and left out. Safetensors holds no items but tensors: their keys are `left_out`.
 
     Raises:
         CheckpointExists: something is at `destination`, and `overwrite` is off.
+        InvalidOption: the new format cannot be encrypted, and `decrypt` is off.
         UnsupportedTensor: elements that the new format has no name for; nothing was written.
         Whatever opening and reading `source`, or writing, raises; what was written is deleted as far as possible.
     """
     if to not in FORMATS:
         raise InvalidOption(f"to is {to!r}; it is one of {', '.join(FORMATS)}")
     began = time.monotonic()
+    keys = Encryptions.of(source_encryption_key, encryption_key, encryption_key_id, decrypt=decrypt)
+    # Locals may be shown beside a traceback.
+    del source_encryption_key, encryption_key
     settings = {"store": source_store, "transfer": transfer, "trust": trust}
-    reader = reader_for(source, settings, {"dequantize": dequantize, "extensions": extensions}, {})
+    foreign = {"dequantize": dequantize, "extensions": extensions}
+    reader = reader_for(source, settings, foreign, {}, own={"encryption_key": keys.source})
     options = Settings.of(destination_store, transfer, None, None, {})
-    work = _Conversion(Puller(reader), os.fspath(destination), options, overwrite)
+    puller = Puller(reader)
+    work = _Conversion(puller, os.fspath(destination), options, overwrite, _target_keys(reader, keys, to))
     if to == "ckpt-cloud":
         report = work.to_own().report
     elif to == "dcp":
@@ -122,6 +136,22 @@ def convert(
     )
 
 
+def _target_keys(reader: AnyReader, keys: Encryptions, to: Format) -> Keyring:
+    """With what to encrypt what is written.
+
+    Raises:
+        InvalidOption: it ought to be encrypted, and cannot be.
+    """
+    register = reader.register if isinstance(reader, ObjectStoreReader) else None
+    secret = register is not None and is_encrypted(register) and not keys.decrypt
+    if to != "ckpt-cloud" and (secret or keys.target):
+        hint = "pass decrypt=True (--decrypt) to write it in clear, with source_encryption_key= for the source"
+        raise InvalidOption(f"the format {to} cannot be encrypted", hint=hint)
+    if register is None or not secret:
+        return keys.target
+    return (keys.target or keys.source).like(register)
+
+
 def _read(reader: AnyReader) -> int:
     return reader.report.bytes_moved
 
@@ -134,12 +164,18 @@ class _Conversion:
     destination: str
     settings: Settings
     overwrite: bool
+    keyring: Keyring
     left_out: list[str] = field(default_factory=list)
     recorder: Recorder = field(default_factory=Recorder)
     written: list[str] = field(default_factory=list)
 
     def to_own(self) -> Recorder:
-        options = {"overwrite": self.overwrite, "store": self.settings.store, "transfer": self.settings.transfer}
+        options = {
+            "overwrite": self.overwrite,
+            "store": self.settings.store,
+            "transfer": self.settings.transfer,
+            "encryption_key": self.keyring,
+        }
         work = OwnFormat(self.puller, self.destination, options)
         work.write()
         for writer in work.writers:

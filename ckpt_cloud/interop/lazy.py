@@ -13,6 +13,7 @@ import torch
 from torch.distributed.checkpoint._extension import ExtensionRegistry
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from ckpt_cloud.encryption import EncryptionKey, Keyring
 from ckpt_cloud.errors import SliceOutOfBounds, UnknownKey
 from ckpt_cloud.events import Report
 from ckpt_cloud.interop.any_format import AnyReader, reader_for
@@ -36,6 +37,7 @@ def open(  # noqa: A001 - as ckpt_cloud.open
     trust: bool = False,
     trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
     require_signature: bool | None = None,
+    encryption_key: EncryptionKey | Keyring | None = None,
     **store_options: Any,
 ) -> Checkpoint:
     """Opens a checkpoint of any format that is known, and fetches nothing yet but what it holds.
@@ -52,6 +54,7 @@ def open(  # noqa: A001 - as ckpt_cloud.open
         store, transfer, memory_budget, trust: as for `ObjectStoreReader`.
         trusted_keys, require_signature: likewise; with them only checkpoints of ours are opened, since no other format
             is signed.
+        encryption_key: likewise; other formats are opened with it too, as they are.
 
     Returns:
         A mapping from key to tensor or value.
@@ -63,7 +66,10 @@ def open(  # noqa: A001 - as ckpt_cloud.open
     settings = {"store": store, "transfer": transfer, "memory_budget": memory_budget, "trust": trust, **store_options}
     signed = {"trusted_keys": trusted_keys, "require_signature": require_signature}
     foreign = {"dequantize": dequantize, "block_size": block_size, "extensions": extensions}
-    return Checkpoint(reader_for(url, settings, foreign, signed, keys), keys)
+    own = {"encryption_key": Keyring.of(encryption_key)}
+    # Locals may be shown beside a traceback.
+    del encryption_key
+    return Checkpoint(reader_for(url, settings, foreign, signed, own=own, keys=keys), keys)
 
 
 class Checkpoint(Mapping[str, Any]):

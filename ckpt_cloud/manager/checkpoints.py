@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 import torch.distributed as dist
 
+from ckpt_cloud.encryption import EncryptionKey, Keyring
 from ckpt_cloud.errors import CkptCloudError, InvalidOption, SaveInFlight
 from ckpt_cloud.events import Listener, Report
 from ckpt_cloud.manager.janitor import Janitor
@@ -66,8 +67,9 @@ class CheckpointManager:
         trace_dir: a directory in which rank 0 leaves a trace file of every save and load, for Perfetto.
         on_finished: is called on every rank with a `Finished` after each save and load, for metrics systems; from
             another thread after a save in the background.
-        store, transfer, commit, memory_budget, compression, progress, trust, sign, trusted_keys, on_event: as for
-            `ObjectStoreWriter` and `ObjectStoreReader`; options of the store are also keyword arguments of their own.
+        store, transfer, commit, memory_budget, compression, progress, verify, trust, sign, trusted_keys,
+            encryption_key, encryption_key_id, on_event: as for `ObjectStoreWriter` and `ObjectStoreReader`; options of
+            the store are also keyword arguments of their own.
         process_group: ranks that save together; all by default.
 
     Raises:
@@ -96,9 +98,12 @@ class CheckpointManager:
         memory_budget: int | None = None,
         compression: Literal["zstd"] | None = None,
         progress: bool = False,
+        verify: bool = True,
         trust: bool = False,
         sign: SignWith | None = None,
         trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
+        encryption_key: EncryptionKey | Keyring | None = None,
+        encryption_key_id: str | None = None,
         on_event: Listener | None = None,
         process_group: dist.ProcessGroup | None = None,
         **store_options: Any,
@@ -107,20 +112,11 @@ class CheckpointManager:
         settings = Settings.of(store, transfer, commit, memory_budget, store_options, compression=compression)
         if not read_only:
             settings.check_codec()
+        keyring = Keyring.of(encryption_key, encryption_key_id)
         self._root = parse_url(root)
         self._when_busy, self._read_only = when_busy, read_only
-        plugs = Plugs(
-            settings.store,
-            settings.transfer,
-            settings.commit,
-            progress,
-            trust,
-            sign,
-            trusted_keys,
-            on_event,
-            on_finished,
-        )
-        self._known = KnownSteps(self._root, prefix, settings.store)
+        plugs = Plugs(settings, progress, trust, sign, trusted_keys, keyring, verify, on_event, on_finished)
+        self._known = KnownSteps(self._root, prefix, settings.store, keyring)
         self._janitor = Janitor(self._known, None if read_only else keep, settings.store)
         self._ranks = Ranks(process_group)
         if check:

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from ckpt_cloud import bridge
-from ckpt_cloud.commit import open_manifest, read_register
+from ckpt_cloud.commit import NO_KEYS, open_manifest, read_register
+from ckpt_cloud.encryption import Keyring
 from ckpt_cloud.errors import (
     CheckpointDeleted,
     CheckpointNotFound,
@@ -59,12 +60,14 @@ class KnownSteps:
         root: of the run.
         prefix: of the names of its checkpoints, before the step.
         options: of its store.
+        keys: of encrypted checkpoints.
     """
 
-    def __init__(self, root: Location, prefix: str, options: StoreOptions) -> None:
+    def __init__(self, root: Location, prefix: str, options: StoreOptions, keys: Keyring = NO_KEYS) -> None:
         self.root = root
         self._prefix = prefix
         self._options = options
+        self._keys = keys
         self._named = re.compile(rf"{re.escape(prefix)}(0|[1-9][0-9]*)")
         # All change under the lock: committed steps and those seen to be gone, whether the hint was read, and whether
         # it is behind.
@@ -169,11 +172,11 @@ class KnownSteps:
         """Why a step cannot be loaded: its register or manifest does not open.
 
         Raises:
-            StoreUnavailable, PermissionDenied, ...: nothing can be said of it.
+            EncryptionKeyMissing, WrongEncryptionKey, StoreUnavailable, ...: nothing can be said of it.
         """
         store = open_store(self.location(step), self._options, first_contact=True)
         try:
-            bridge.run(open_manifest(store))
+            bridge.run(open_manifest(store, keys=self._keys))
         except (Damaged, ChooseAnother, Unsupported) as error:
             return error
         return None

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ckpt_cloud.encryption import Keyring
 from ckpt_cloud.errors import InvalidOption
 from ckpt_cloud.events import Listener, Report, fan_out
 from ckpt_cloud.manager.policies import Policy
 from ckpt_cloud.manager.save_policies import SavePolicy, waits_for_signals
-from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
 from ckpt_cloud.reader import ObjectStoreReader
-from ckpt_cloud.signing import SignWith, TrustedKey
+from ckpt_cloud.session import Settings
+from ckpt_cloud.signing import SignWith, Trust, TrustedKey
 from ckpt_cloud.stores import Location
 from ckpt_cloud.trace import Trace
 from ckpt_cloud.writer import ObjectStoreWriter
@@ -44,15 +45,19 @@ class Finished:
 class Plugs:
     """Makes the writer of each save and the reader of each load."""
 
-    store: StoreOptions
-    transfer: TransferOptions
-    commit: CommitOptions
+    settings: Settings
     progress: bool
     trust: bool
     sign: SignWith | None
     trusted_keys: TrustedKey | Iterable[TrustedKey] | None
+    keyring: Keyring
+    verify: bool
     on_event: Listener | None
     on_finished: Callable[[Finished], None] | None
+
+    def __post_init__(self) -> None:
+        # Refused now, not when a load begins.
+        Trust.of(self.trusted_keys, None, verify=self.verify)
 
     def writer(
         self, location: Location, trace: Trace | None, *, overwrite: bool, metrics: Any, user_metadata: Any
@@ -61,10 +66,11 @@ class Plugs:
         return ObjectStoreWriter(
             location.url,
             overwrite=overwrite,
-            store=self.store,
-            transfer=self.transfer,
-            commit=self.commit,
+            store=self.settings.store,
+            transfer=self.settings.transfer,
+            commit=self.settings.commit,
             sign=self.sign,
+            encryption_key=self.keyring,
             on_event=fan_out(self.on_event, trace),
             progress=self.progress,
             metrics=metrics,
@@ -75,11 +81,13 @@ class Plugs:
         """For one load."""
         return ObjectStoreReader(
             location.url,
-            store=self.store,
-            transfer=self.transfer,
+            store=self.settings.store,
+            transfer=self.settings.transfer,
             cast=cast,
             trust=self.trust,
             trusted_keys=self.trusted_keys,
+            encryption_key=self.keyring,
+            verify=self.verify,
             on_event=fan_out(self.on_event, trace),
             progress=self.progress,
         )

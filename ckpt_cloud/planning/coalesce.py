@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(msgspec.Struct, frozen=True, gc=False):
     """Needed bytes `start` to `end` (exclusive) of an object, and which piece needs them."""
 
     start: int
@@ -15,8 +15,7 @@ class Span:
     piece: int
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(msgspec.Struct, frozen=True, gc=False):
     """One ranged read, `start` to `end` (exclusive), and the spans inside it."""
 
     start: int

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import msgspec
+
 from ckpt_cloud.errors import CorruptManifest
 from ckpt_cloud.format import codec
 from ckpt_cloud.format.codec import Coded
@@ -20,8 +22,7 @@ UNIT_BYTES = 4 << 20
 """Plain bytes that are undone at once, unless one frame has more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(msgspec.Struct, frozen=True):
     """Bytes `start` to `end` (exclusive) of entry `entry`, to be coded at once."""
 
     entry: int
@@ -41,8 +42,7 @@ def jobs(nbytes: Sequence[int], step: int) -> Iterator[Job]:
             yield Job(entry, start, min(size, start + (step or size)))
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(msgspec.Struct, frozen=True, gc=False):
     """Where a part of a fetched range, or of what was undone, goes.
 
     Attributes:
@@ -82,8 +82,7 @@ class Unit:
     placements: tuple[Placement, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """Bytes `source` to `end` (exclusive) of a fetched range: from the `at`th on the stored bytes of `unit`."""
 
     unit: Unit

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from ckpt_cloud.errors import CorruptManifest
 from ckpt_cloud.format.codec import Coded
@@ -14,8 +15,7 @@ from ckpt_cloud.planning.coded import Part, Placement, Stored, Wanted, plan_unit
 from ckpt_cloud.planning.slices import Ints, Piece, pieces, strides
 
 
-@dataclass(frozen=True, slots=True)
-class Want:
+class Want(msgspec.Struct, frozen=True, gc=False):
     """A box of one stored chunk that somebody needs.
 
     Attributes:
@@ -36,8 +36,7 @@ class Want:
     coded: Coded | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Fetch:
+class Fetch(msgspec.Struct, frozen=True, gc=False):
     """One ranged read of object `object`, bytes `start` to `end` (exclusive), and what it serves."""
 
     object: int

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from ckpt_cloud.errors import Unsupported
 from ckpt_cloud.format.dtypes import SIZES
 from ckpt_cloud.format.pack import MAX_HEADER_BYTES, PackEntry, header, header_bytes_bound
@@ -46,8 +48,7 @@ class PackPlan:
     part_size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(msgspec.Struct, frozen=True, gc=False):
     """Bytes `start` to `end` (exclusive) of entry `entry`; `entry` is -1 for the pack's header."""
 
     entry: int

@@ -20,10 +20,10 @@ from ckpt_cloud.errors import (
     Throttled,
     Unsupported,
     WrongRegion,
-    scrubbed,
 )
+from ckpt_cloud.redaction import scrubbed
 from ckpt_cloud.stores.foreign_errors import BY_CODE, by_code, in_region, renew_hint, untrusted
-from ckpt_cloud.stores.reaching import unanswered
+from ckpt_cloud.stores.reaching import UNDECIDED, unanswered
 
 _SERVER = 500
 _ASKING_FOR_KEYS = ("AssumeRole", "AssumeRoleWithWebIdentity", "GetRoleCredentials", "CreateToken")
@@ -97,7 +97,7 @@ def _answered(error: foreign.ClientError, operation: str, url: str) -> CkptCloud
         return Throttled(f"{operation}: the store asks for fewer requests", url)
     if status == 404:
         return NotFound(f"{operation}: no such object or upload ({code})", url)
-    if 400 <= status < _SERVER and status not in (408, 409):
+    if 400 <= status < _SERVER and status not in UNDECIDED:
         return RequestRefused(f"{operation}: the store answered {status} {code}", url)
     return StoreUnavailable(f"{operation}: the store answered {status} {code}", url, "try again")
 

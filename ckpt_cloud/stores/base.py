@@ -63,12 +63,14 @@ class ObjectInfo:
         size: in bytes.
         version: the store's name for this version (an ETag or a generation), for `Replace` and pinned reads.
         modified_unix_s: seconds since 1970 by the store's clock.
+        crc32c: of all its bytes, as the store computed it itself; None where it does not tell.
     """
 
     key: str
     size: int
     version: str | None
     modified_unix_s: float
+    crc32c: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

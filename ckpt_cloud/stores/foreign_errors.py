@@ -28,9 +28,9 @@ from ckpt_cloud.errors import (
     Unsupported,
     UntrustedServer,
     WrongRegion,
-    scrubbed,
 )
-from ckpt_cloud.stores.reaching import HINT, unanswered
+from ckpt_cloud.redaction import scrubbed
+from ckpt_cloud.stores.reaching import HINT, UNDECIDED, unanswered
 
 _CODE = re.compile(r"(?:<Code>\s*|\(code: )(\w+)(?:\s*</Code>|\))")
 """In an answer, or of one key in that to a bulk delete."""
@@ -203,7 +203,7 @@ def untrusted(operation: str, url: str) -> CkptCloudError:
 
 def web_page(status: int, operation: str, url: str) -> CkptCloudError:
     """For HTML where a store's answer should be."""
-    kind = RequestRefused if 400 <= status < 500 else StoreUnavailable
+    kind = RequestRefused if 400 <= status < 500 and status not in UNDECIDED else StoreUnavailable
     return kind(f"{operation}: a web page came back (status {status}), not a store's answer", url, _PROXY_HINT)
 
 
@@ -223,7 +223,7 @@ def _by_status(text: str, code: str, operation: str, url: str) -> CkptCloudError
         return web_page(status, operation, url)
     if status in (401, 403):
         return PermissionDenied(f"{operation}: the store answered {status} {code}".rstrip(), url, _PERMISSION_HINT)
-    if 400 <= status < 500 and status not in (408, 409):
+    if 400 <= status < 500 and status not in UNDECIDED:
         return RequestRefused(f"{operation}: the store answered {status} {code}".rstrip(), url)
     if operation == _OPEN:
         return FixRequest("open: the configuration of the store cannot be used", url, "see the note")

@@ -10,6 +10,9 @@ from functools import lru_cache
 from ckpt_cloud.errors import FixRequest, StoreUnavailable
 
 HINT = "check the endpoint, the network and proxies on the way, then try again"
+UNDECIDED = (408, 409, 425, 444, 460, 499)
+"""Statuses below 500 that do not say that nothing was done: too late, in a race, or a proxy's (nginx's 444 and 499, an
+AWS load balancer's 460) that lost one side after the request had gone on."""
 _SERVER = re.compile(r"https?://[^/\s'\"?]+")
 _REASONS = {
     "refused": re.compile(r"refused", re.IGNORECASE),

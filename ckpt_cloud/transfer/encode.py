@@ -20,12 +20,12 @@ from ckpt_cloud.format.manifest import ObjectEntry
 from ckpt_cloud.format.pack import CodedPart, PackEntry, header, header_bytes_bound
 from ckpt_cloud.options import TransferOptions
 from ckpt_cloud.planning.coded import UNIT_BYTES, Job, jobs
-from ckpt_cloud.planning.save import PackPlan, Segment, Sizes, part_size_for
+from ckpt_cloud.planning.save import PackPlan, Segment, part_size_for
 from ckpt_cloud.stores import ObjectStore
 from ckpt_cloud.transfer.budget import Budget
 from ckpt_cloud.transfer.staging import Allocate, plain_memory
 from ckpt_cloud.transfer.structured import first_of
-from ckpt_cloud.transfer.upload import PACKS_AT_ONCE, Line, Source
+from ckpt_cloud.transfer.upload import PACKS_AT_ONCE, Line, SealOf, Source
 from ckpt_cloud.workers import COUNT, in_thread, in_waiting_thread
 
 PACK_BYTES = 64 << 20
@@ -84,21 +84,30 @@ async def upload_coded(
     new_key: Callable[[int], str],
     options: TransferOptions,
     recorder: Recorder,
+    seal: SealOf | None = None,
 ) -> tuple[list[Coded], list[ObjectEntry]]:
     """Codes all `entries` and uploads them; where each came to lie, and the objects.
 
     Memory: a quarter of `options.memory_budget` for what is being coded, half for what is coded and not yet stored,
-    and a quarter for what must be copied once more to be sent.
+    and a quarter for what must be copied, or sealed, to be sent.
 
     Args:
         entries: none is empty.
         new_key: of the object of that number, counted from 0; it is called before anything is stored under it.
+        seal: if the packs are to be encrypted; `store` then takes them as they come.
 
     Raises:
         Whatever the store, the source or the coder raises; uploads that are under way are then aborted.
     """
-    staging = max(options.part_size, options.memory_budget // 4)
-    line = Line.of(store, options, recorder, packs=PACKS_AT_ONCE, staging_bytes=staging, allocate=plain_memory)
+    line = Line.of(
+        store,
+        options,
+        recorder,
+        packs=PACKS_AT_ONCE,
+        staging_bytes=options.memory_budget // 4,
+        allocate=plain_memory,
+        seal=seal,
+    )
     budget = Budget(options.memory_budget // 2)
     work = _Coding(line, source, entries, coder, attempt, new_key, budget, [_Place() for _ in entries])
     try:
@@ -312,15 +321,14 @@ class _Coding:
         return PackEntry(entry.fqn, entry.dtype, entry.shape, entry.offsets, entry.sizes, held.nbytes, part)
 
     async def _send(self, number: int, key: str, head: bytes, pack: _Pack) -> None:
-        options, store = self.line.options, self.line.store
-        sizes = Sizes(options.pack_size, options.part_size, store.max_parts, store.max_part_bytes)
         starts = []
         at = len(head)
         for piece in pack.pieces:
             starts.append(at)
             at += len(piece)
-        plan = PackPlan(tuple(range(len(starts))), tuple(starts), head, at, part_size_for(at, sizes))
         try:
+            part_size = part_size_for(at, self.line.sizes)
+            plan = PackPlan(tuple(range(len(starts))), tuple(starts), head, at, part_size)
             nbytes = [len(piece) for piece in pack.pieces]
             self.stored[number] = await self.line.upload(_Pieces(pack.pieces), key, plan, nbytes)
         finally:

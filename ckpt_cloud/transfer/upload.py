@@ -1,22 +1,25 @@
 """Uploads the packs of one rank: staging and checksums on worker threads while earlier parts are under way.
 
 PackPlan ─┬► parts ─► request ─► worker: views or a staged copy, CRC32C per block ─┬► put_multipart ─► ObjectEntry
+          │                      └► if encrypted: sealed into a staged buffer      │
           └► views of all of it, where nothing is to be copied; worker: CRC32C ────┘
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ckpt_cloud.events import Recorder
 from ckpt_cloud.format.checksum import BlockSums
 from ckpt_cloud.format.manifest import ObjectEntry
+from ckpt_cloud.format.sealing import BLOCK, NONCE_BYTES, ObjectKey, blocks_of, plain_within, room_within, sealed_size
 from ckpt_cloud.options import TransferOptions
-from ckpt_cloud.planning.save import PackPlan, Segment, parts
+from ckpt_cloud.planning.save import PackPlan, Segment, Sizes, parts
 from ckpt_cloud.stores import AtHand, ObjectStore
 from ckpt_cloud.transfer.budget import Budget
 from ckpt_cloud.transfer.staging import Allocate, Staging
@@ -27,6 +30,10 @@ PACKS_AT_ONCE = 8
 """Enough that the last parts of one are under way beside the first of others; each may use all requests."""
 _MAX_VIEWS = 16
 """A part of more segments is staged as one buffer: handing over a small buffer costs more than copying it."""
+
+
+SealOf = Callable[[str], ObjectKey]
+"""What encrypts the object of a key."""
 
 
 class Source(Protocol):
@@ -50,6 +57,12 @@ class Source(Protocol):
         ...
 
 
+def sizes_for(store: ObjectStore, options: TransferOptions, *, sealed: bool) -> Sizes:
+    """What packs and their parts should and may be, before they are sealed if they are to be."""
+    max_part = plain_within(store.max_part_bytes) if sealed else store.max_part_bytes
+    return Sizes(options.pack_size, options.part_size, store.max_parts, max_part)
+
+
 async def upload_packs(
     store: ObjectStore,
     source: Source,
@@ -58,26 +71,34 @@ async def upload_packs(
     *,
     options: TransferOptions,
     recorder: Recorder,
+    seal: SealOf | None = None,
 ) -> list[ObjectEntry]:
     """Uploads each pack under its key and returns what the manifest says of the objects, in the same order.
 
-    Memory: staged parts stay within `options.memory_budget`; views of the caller's tensors cost nothing. At most
-    `options.max_requests` parts, of all packs together, are under way.
+    Memory: staged parts stay within `options.memory_budget`; views of the caller's tensors cost nothing, but sealed
+    parts are staged. At most `options.max_requests` parts, of all packs together, are under way.
 
     Args:
         nbytes: of every entry that the packs index.
+        seal: if the packs are to be encrypted; `store` then takes them as they come.
 
     Raises:
         Whatever the store or the source raises; the other uploads are then cancelled and aborted.
     """
     staging = options.memory_budget
-    line = Line.of(store, options, recorder, packs=len(packs), staging_bytes=staging, allocate=source.allocate)
+    allocate = source.allocate
+    line = Line.of(store, options, recorder, packs=len(packs), staging_bytes=staging, allocate=allocate, seal=seal)
     return await all_or_cancel(line.upload(source, key, plan, nbytes) for key, plan in packs)
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What all packs of one save share on their way up."""
+    """What all packs of one save share on their way up.
+
+    Attributes:
+        lanes: requests of one pack when each has its share.
+        seal: if the packs are to be encrypted; `store` then takes them as they come.
+    """
 
     store: ObjectStore
     options: TransferOptions
@@ -86,6 +107,7 @@ class Line:
     gate: asyncio.Semaphore
     lanes: int
     recorder: Recorder
+    seal: SealOf | None
 
     @classmethod
     def of(
@@ -97,42 +119,46 @@ class Line:
         packs: int,
         staging_bytes: int,
         allocate: Allocate,
+        seal: SealOf | None,
     ) -> Line:
         """For one save of so many packs, on one event loop."""
-        staging = Staging(Budget(staging_bytes), options.part_size, allocate)
+        part_size = sealed_size(_whole_blocks(options.part_size)) if seal else options.part_size
+        staging = Staging(Budget(staging_bytes), min(part_size, staging_bytes), allocate)
         gate = asyncio.Semaphore(min(PACKS_AT_ONCE, options.max_requests))
         lanes = max(1, options.max_requests // max(1, min(PACKS_AT_ONCE, packs)))
-        return cls(store, options, Budget(options.max_requests), staging, gate, lanes, recorder)
+        return cls(store, options, Budget(options.max_requests), staging, gate, lanes, recorder, seal)
+
+    @property
+    def sizes(self) -> Sizes:
+        """What packs and their parts may be."""
+        return sizes_for(self.store, self.options, sealed=self.seal is not None)
 
     async def upload(self, source: Source, key: str, plan: PackPlan, nbytes: Sequence[int]) -> ObjectEntry:
         """Uploads one pack, once few enough others are under way."""
-        upload = _Upload(
-            self.store, source, nbytes, self.options, self.requests, self.staging, self.recorder, self.lanes
-        )
         async with self.gate:
-            return await upload.pack(key, plan)
+            return await _Upload(self, source, nbytes).pack(key, plan)
 
 
 @dataclass(frozen=True, slots=True)
 class _Upload:
     """Packs of one source."""
 
-    store: ObjectStore
+    line: Line
     source: Source
     nbytes: Sequence[int]
-    options: TransferOptions
-    requests: Budget
-    staging: Staging
-    recorder: Recorder
-    lanes: int
-    """Requests of one pack when each has its share."""
 
     async def pack(self, key: str, plan: PackPlan) -> ObjectEntry:
         began_unix_s = time.time()
         sums = self._sums()
+        sealing = None
+        stored, part_size = plan.size, plan.part_size
+        if self.line.seal is not None:
+            sealing = self.line.seal(key)
+            plan = replace(plan, part_size=_whole_blocks(plan.part_size))
+            stored, part_size = sealed_size(plan.size), sealed_size(plan.part_size)
         if plan.size <= plan.part_size:
-            version = await self._put(key, plan, sums)
-        elif not self.recorder.watched and (views := await in_thread(self._all_views, plan)):
+            version = await self._put(key, plan, sums, sealing)
+        elif not sealing and not self.line.recorder.watched and (views := await in_thread(self._all_views, plan)):
             version = await self._put_views(key, plan, views, sums)
         else:
             begun = [sums]
@@ -140,41 +166,50 @@ class _Upload:
             def source() -> AsyncIterator[memoryview]:
                 # Anew for an upload that begins again.
                 begun.append(self._sums())
-                return self._buffers(key, plan, begun[-1])
+                return self._buffers(key, plan, begun[-1], sealing)
 
-            lanes = self.options.max_requests
-            version = await self.store.put_multipart(key, source, part_size=plan.part_size, concurrency=lanes)
+            lanes = self.line.options.max_requests
+            version = await self.line.store.put_multipart(key, source, part_size=part_size, concurrency=lanes)
             sums = begun[-1]
-        self.recorder.report.objects += 1
-        self.recorder.stored(key, plan.size, began_unix_s)
-        return ObjectEntry(key, plan.size, self.options.block_size, sums.finish(), version, sums.digests)
+        self.line.recorder.report.objects += 1
+        self.line.recorder.stored(key, stored, began_unix_s)
+        return ObjectEntry(key, plan.size, self.line.options.block_size, sums.finish(), version, sums.digests)
 
     def _sums(self) -> BlockSums:
-        return BlockSums(self.options.block_size, digests=self.options.block_digests)
+        return BlockSums(self.line.options.block_size, digests=self.line.options.block_digests)
 
-    async def _put(self, key: str, plan: PackPlan, sums: BlockSums) -> str | None:
+    async def _put(self, key: str, plan: PackPlan, sums: BlockSums, sealing: ObjectKey | None) -> str | None:
         """A pack of one part, in one request from one buffer."""
         (segments,) = parts(plan, self.nbytes)
-        await self.requests.take(1)
+        await self.line.requests.take(1)
         try:
-            whole = await self._staged(plan, segments, sums)
-            self.recorder.moved("up", key, plan.size)
-            return await self.store.put(key, whole)
+            if sealing is None:
+                whole = await self._staged(plan, segments, sums)
+            else:
+                whole = await self._sealed(plan, segments, sums, _Place(sealing, 0, last=True))
+            self.line.recorder.moved("up", key, len(whole))
+            return await self.line.store.put(key, whole)
         finally:
-            self.requests.give_back(1)
+            self.line.requests.give_back(1)
             self._release(segments)
 
-    async def _buffers(self, key: str, plan: PackPlan, sums: BlockSums) -> AsyncIterator[memoryview]:
+    async def _buffers(
+        self, key: str, plan: PackPlan, sums: BlockSums, sealing: ObjectKey | None
+    ) -> AsyncIterator[memoryview]:
         """The pack's bytes in order; only the buffers of one part are held here at a time."""
-        for segments in parts(plan, self.nbytes):
-            await self.requests.take(1)
+        for number, segments in enumerate(parts(plan, self.nbytes)):
+            await self.line.requests.take(1)
             try:
-                pieces = await self._views(plan, segments, sums) or [await self._staged(plan, segments, sums)]
-                self.requests.give_back_with(pieces[-1], 1)
+                if sealing is None:
+                    pieces = await self._views(plan, segments, sums) or [await self._staged(plan, segments, sums)]
+                else:
+                    place = _Place.of_part(sealing, plan, number)
+                    pieces = [await self._sealed(plan, segments, sums, place)]
+                self.line.requests.give_back_with(pieces[-1], 1)
             except BaseException:
-                self.requests.give_back(1)
+                self.line.requests.give_back(1)
                 raise
-            self.recorder.moved("up", key, sum(map(len, pieces)))
+            self.line.recorder.moved("up", key, sum(map(len, pieces)))
             while pieces:
                 yield pieces.pop(0)
             self._release(segments)
@@ -184,7 +219,7 @@ class _Upload:
 
         def source() -> AtHand:
             for part in views:
-                self.recorder.moved("up", key, sum(map(len, part)))
+                self.line.recorder.moved("up", key, sum(map(len, part)))
             return AtHand([view for part in views for view in part])
 
         def check() -> None:
@@ -192,12 +227,12 @@ class _Upload:
                 for view in part:
                     sums.update(view)
 
-        await self.requests.take(self.lanes)
+        await self.line.requests.take(self.line.lanes)
         try:
-            put = self.store.put_multipart(key, source, part_size=plan.part_size, concurrency=self.lanes)
+            put = self.line.store.put_multipart(key, source, part_size=plan.part_size, concurrency=self.line.lanes)
             version, _ = await all_or_cancel((put, in_thread(check)))
         finally:
-            self.requests.give_back(self.lanes)
+            self.line.requests.give_back(self.line.lanes)
         for segments in parts(plan, self.nbytes):
             self._release(segments)
         return version
@@ -223,6 +258,23 @@ class _Upload:
             return []
         return await in_thread(self._summed_views, plan, segments, sums)
 
+    async def _sealed(self, plan: PackPlan, segments: list[Segment], sums: BlockSums, place: _Place) -> memoryview:
+        """The segments sealed into one buffer of the budget, which also is all the room that is needed on the way."""
+        size = sum(s.end - s.start for s in segments)
+        into = await self.line.staging.lend(sealed_size(size))
+        await in_thread(self._seal, plan, segments, into, sums, place)
+        return into
+
+    def _seal(self, plan: PackPlan, segments: list[Segment], into: memoryview, sums: BlockSums, place: _Place) -> None:
+        size = sum(s.end - s.start for s in segments)
+        nonces = os.urandom(blocks_of(size) * NONCE_BYTES)
+        views = self._summed_views(plan, segments, sums) if len(segments) <= _MAX_VIEWS else []
+        if views:
+            place.sealing.seal(views, into, nonces, first_block=place.first_block, last=place.last)
+        else:
+            self._copy(plan, segments, room_within(into, size), sums)
+            place.sealing.seal_within(into, size, nonces, first_block=place.first_block, last=place.last)
+
     def _summed_views(self, plan: PackPlan, segments: list[Segment], sums: BlockSums) -> list[memoryview]:
         views = self._find_views(plan, segments)
         for view in views:
@@ -240,7 +292,7 @@ class _Upload:
 
     async def _staged(self, plan: PackPlan, segments: list[Segment], sums: BlockSums) -> memoryview:
         """The segments copied into one buffer of the budget."""
-        into = await self.staging.lend(sum(s.end - s.start for s in segments))
+        into = await self.line.staging.lend(sum(s.end - s.start for s in segments))
         await in_thread(self._copy, plan, segments, into, sums)
         return into
 
@@ -253,3 +305,22 @@ class _Upload:
         else:
             self.source.copy(segments, into)
         sums.update(into)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a part lies in its object, which `sealing` seals."""
+
+    sealing: ObjectKey
+    first_block: int
+    last: bool
+
+    @classmethod
+    def of_part(cls, sealing: ObjectKey, plan: PackPlan, number: int) -> _Place:
+        """Of the part with this number."""
+        return cls(sealing, number * (plan.part_size // BLOCK), last=(number + 1) * plan.part_size >= plan.size)
+
+
+def _whole_blocks(part_size: int) -> int:
+    """A part of an object that is to be sealed is whole blocks, the last apart."""
+    return blocks_of(part_size) * BLOCK

@@ -202,6 +202,16 @@ def test_rm_shows_asks_and_deletes(root):
     assert ckpt_cloud.latest(root) is None
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_rm_deletes_the_checkpoints_of_single_ranks(tmp_path):
+    url = str(tmp_path / "it")
+    ckpt_cloud.save({"w": torch.ones(5000)}, checkpoint_id=url, use_collectives=False)
+    done = command("rm", url, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "1 single rank(s)" in done.stderr
+    assert [path.name for path in (tmp_path / "it").rglob("*") if path.is_file()] == ["COMMIT"]
+
+
 def test_doctor_tries_measures_and_advises(tmp_path):
     done = invoke("doctor", tmp_path / "run", "--size", "1")
     assert done.exit_code == 0, done.output

@@ -68,6 +68,11 @@ class Run:
                 needed |= {path + register.manifest.key, *(path + entry.key for entry in manifest.objects)}
         return needed
 
+    def register(self, name):
+        """That of a checkpoint, None where there is none."""
+        key = f"{name}/COMMIT"
+        return registers.decode(self.read(key), key) if key in self.stored() else None
+
     def read(self, key):
         return bridge.run(self._store.get(key, limit=1 << 30))[0]
 

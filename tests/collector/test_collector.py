@@ -18,6 +18,7 @@ from ckpt_cloud.errors import (
     CheckpointDeleted,
     CheckpointIncomplete,
     CheckpointNotFound,
+    CheckpointPerRank,
     CommitStateUnknown,
     InvalidOption,
     StoreUnavailable,
@@ -25,6 +26,7 @@ from ckpt_cloud.errors import (
 )
 from ckpt_cloud.format import register as registers
 from ckpt_cloud.format.layout import mint_id
+from ckpt_cloud.format.register import Register
 from ckpt_cloud.stores.capabilities import Capabilities
 from ckpt_cloud.testing import Faults
 from ckpt_cloud.workers import in_thread
@@ -104,17 +106,23 @@ def test_a_damaged_checkpoint_is_skipped_with_its_reason(run):
     assert run.stored() == before
 
 
-def test_what_was_replaced_lately_may_still_be_loading(run, monkeypatch):
-    """A week-old checkpoint that was replaced a minute ago is not garbage yet."""
+def test_what_was_replaced_lately_may_still_be_loading(new_run, tmp_path, monkeypatch):
+    """A week-old checkpoint that was replaced a minute ago is not garbage yet; the one before it is."""
+    run = new_run(f"file://{tmp_path}/run")
     real = time.time_ns
     for days, value in ((9, 1), (7, 2), (0, 3)):
         monkeypatch.setattr("time.time_ns", lambda days=days: real() - days * 86_400_000_000_000)
         run.save("it", value, overwrite=True)
+        if days:
+            for path in (tmp_path / "run/it/data").rglob("*"):
+                then = min(path.stat().st_mtime, time.time() - days * 86_400)
+                os.utime(path, (then, then))
     monkeypatch.undo()
-    age = timedelta(hours=1)
-    # By the store's clock all were written just now; the collector must not need that to keep the second.
-    assert ckpt_cloud.gc(run.root, older_than=age).objects == []
-    assert len(run.stored()) == 7
+    told = ckpt_cloud.gc(run.root, older_than=timedelta(hours=1))
+    assert len(told.objects) == 2
+    assert len(run.stored()) == 5
+    assert len(ckpt_cloud.gc(run.root, older_than=NOW).objects) == 2
+    assert run.load("it") == 3
 
 
 @contextmanager
@@ -148,6 +156,49 @@ def test_a_save_that_wakes_after_the_collector_is_told(run):
     assert run.load("it") is CheckpointDeleted
     run.save("it", 2)
     assert run.load("it") == 2
+
+
+def test_a_save_older_than_the_grace_age_that_still_stores_is_not_given_up(new_run, tmp_path, monkeypatch):
+    run = new_run(f"file://{tmp_path}/run")
+    real = time.time_ns
+    monkeypatch.setattr("time.time_ns", lambda: real() - 3 * 3_600_000_000_000)
+    with stalled_save(run, "it", 1) as save:
+        monkeypatch.undo()
+        dead = f"it/data/{minted(30)}/0.safetensors"
+        run.put(dead)
+        os.utime(tmp_path / "run" / dead, (time.time() - 100_000,) * 2)
+        assert [each.key for each in ckpt_cloud.gc(run.root, older_than=timedelta(hours=1)).objects] == [dead]
+    assert save.outcome == ["saved"]
+    assert run.load("it") == 1
+
+
+def test_an_overwrite_that_wakes_after_a_delete_is_told(run):
+    """The deleter took its data too, as it was there; it must not bring the checkpoint back."""
+    run.save("it", 1)
+    with stalled_save(run, "it", 2, overwrite=True) as save:
+        ckpt_cloud.delete(run.url("it"))
+        assert run.load("it") is CheckpointDeleted
+    assert save.outcome == [AttemptAborted]
+    assert run.load("it") is CheckpointDeleted
+
+
+def test_a_clock_behind_a_fence_is_told_before_a_byte_is_sent(run):
+    run.put("it/COMMIT", registers.encode(Register("aborted", minted(-1), minted(-1))))
+    faults = Faults()
+    with faults.everywhere(), pytest.raises(AttemptAborted, match="fenced off"):
+        run.save("it", 1)
+    assert not [each for each in faults.operations if each.operation.startswith("put")]
+
+
+def test_a_running_save_that_is_above_the_fence_keeps_what_looks_old(run, monkeypatch):
+    """By the store's clock it is older than the grace age, by its own not: it may still commit."""
+    real = time.time_ns
+    monkeypatch.setattr("time.time_ns", lambda: real() + 3_600_000_000_000)
+    with stalled_save(run, "it", 1) as save:
+        run.put(f"it/data/{minted(30)}/0.safetensors")
+        assert len(ckpt_cloud.gc(run.root, older_than=NOW).objects) == 1
+    assert save.outcome == ["saved"]
+    assert run.load("it") == 1
 
 
 def test_a_save_that_commits_between_the_look_and_the_fence_keeps_its_data(run, monkeypatch):
@@ -255,6 +306,35 @@ def test_ranks_that_do_not_coordinate_are_deleted_and_collected_too(run):
     assert run.load("it/rank-00001") is CheckpointDeleted
 
 
+def test_what_becomes_of_a_save_for_all_says_nothing_of_those_of_single_ranks(run):
+    """One that dies, is collected or settled at the URL under which each rank has its own; loads find these."""
+    ckpt_cloud.save(state(1), checkpoint_id=run.url("it"), use_collectives=False)
+    with pytest.raises(CheckpointPerRank):
+        ckpt_cloud.resolve(run.url("it"))
+    run.put(f"it/data/{minted(30)}/0.safetensors")
+    assert run.load("it") == 1
+    assert len(ckpt_cloud.gc(run.root, older_than=NOW).objects) == 1
+    assert "it/COMMIT" in run.stored(), "the fence"
+    assert run.load("it") == 1
+    assert run.load("it/rank-00000") == 1
+    ckpt_cloud.delete(run.url("it"))
+    assert run.load("it/rank-00000") is CheckpointDeleted
+
+
+def test_a_checkpoint_whose_name_is_like_a_ranks_is_none(run):
+    run.save("it", 1)
+    run.save("it/rank-best", 2)
+    ckpt_cloud.delete(run.url("it"))
+    assert run.load("it") is CheckpointDeleted
+    assert run.load("it/rank-best") == 2
+
+
+def test_where_nobody_saved_there_is_nothing_to_settle(run):
+    with pytest.raises(CheckpointNotFound):
+        ckpt_cloud.resolve(run.url("typo"))
+    assert run.stored() == []
+
+
 def test_checkpoints_within_and_below_each_other_are_kept_apart(run):
     """A root that is a checkpoint itself, one below it, and one that is called `data`."""
     for name, value in (("it", 1), ("it/best", 2), ("it/data", 3), ("it/data/deep", 4)):
@@ -330,6 +410,17 @@ def test_on_files(tmp_path):
     assert len(collected.uploads) == 1
     assert not draft.exists()
     ckpt_cloud.load(state, checkpoint_id=f"{url}/it")
+
+
+def test_an_upload_younger_than_the_grace_age_is_left_alone(tmp_path):
+    draft = tmp_path / f"run/it/data/{minted(0)}/0.safetensors#1"
+    draft.parent.mkdir(parents=True)
+    draft.write_bytes(b"x")
+    os.utime(draft, (time.time() - 1800,) * 2)
+    assert ckpt_cloud.gc(tmp_path / "run", older_than=timedelta(hours=1)).uploads == []
+    assert draft.exists()
+    assert len(ckpt_cloud.gc(tmp_path / "run", older_than=timedelta(minutes=20)).uploads) == 1
+    assert not draft.exists()
 
 
 @pytest.mark.parametrize(("meanwhile", "error"), [("replaced", CheckpointChanged), ("deleted", CheckpointDeleted)])

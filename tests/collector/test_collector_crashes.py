@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 
 import ckpt_cloud
-from ckpt_cloud.errors import CheckpointDeleted, CheckpointNotFound, CkptCloudError
+from ckpt_cloud.errors import CheckpointDeleted, CheckpointNotFound, CkptCloudError, CommitStateUnknown
 from ckpt_cloud.testing import Faults
 
 pytestmark = [
@@ -103,6 +103,9 @@ def test_every_operation(new_run, scenario, kind):
         with faults.everywhere():
             error = hung(run, scenario, faults, k, where) if kind == "hang" else failure_of(act, run)
         faults.clear()
+        if kind in ("error", "lost-answer") and scenario.startswith("save") and error is not None:
+            unknown = isinstance(error, CommitStateUnknown)
+            assert unknown or set(run.stored()) == run.needed(), f"{where}: it did not clean up after itself"
         check(run, scenario, error, where)
 
 

@@ -15,7 +15,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 import ckpt_cloud
-from ckpt_cloud.errors import AttemptAborted, CheckpointExists, CheckpointNotFound, ChooseAnother, CkptCloudError
+from ckpt_cloud import protocol
+from ckpt_cloud.errors import AttemptAborted, CheckpointExists, CheckpointNotFound, CkptCloudError, StaleWrite
+from ckpt_cloud.metadata import Uploaded
 from ckpt_cloud.testing import Faults
 from tests.collector.conftest import QUICK, Run, state
 
@@ -28,6 +30,7 @@ class Stalled:
 
     def __init__(self, run, name, value, *, overwrite):
         self.name, self.value = name, value
+        self.register = run.register(name)
         self.writer = ckpt_cloud.ObjectStoreWriter(run.url(name), overwrite=overwrite, commit=QUICK)
         planner = DefaultSavePlanner()
         planner.set_up_planner(state(value), None, is_coordinator=True)
@@ -36,9 +39,20 @@ class Stalled:
         plans, self.metadata = planner.create_global_plan([plan])
         final = planner.finish_plan(self.writer.prepare_global_plan(plans)[0])
         self.results = [self.writer.write_data(final, planner).value()]
+        (result,) = self.results[0]
+        self.id = Uploaded.decode(result.storage_data).attempt
 
     def wake(self):
         self.writer.finish(self.metadata, self.results)
+
+
+def failure_of(act):
+    """The type of the error that it ends with, or None."""
+    try:
+        act()
+    except CkptCloudError as error:
+        return type(error)
+    return None
 
 
 class Machine(RuleBasedStateMachine):
@@ -153,10 +167,16 @@ class Machine(RuleBasedStateMachine):
     def wake(self, writer):
         if writer is None:
             return
-        try:
-            writer.wake()
-        except ChooseAnother:
+        register = self.run.register(writer.name)
+        told = failure_of(writer.wake)
+        if told is not None:
+            # Something happened here since it began, and what that was is what it is told.
+            assert register != writer.register
+            assert (told is AttemptAborted) == (register.fence > writer.id)
+            assert told in (AttemptAborted, CheckpointExists, StaleWrite)
             return
+        assert register is None or register.fence <= writer.id
+        assert protocol.base_of(register) in ("", protocol.base_of(writer.register))
         self.model[writer.name] = writer.value
 
     def behind(self):
@@ -170,7 +190,11 @@ class Machine(RuleBasedStateMachine):
 
     @rule(name=NAMES)
     def resolve(self, name):
-        settled = ckpt_cloud.resolve(self.run.url(name))
+        try:
+            settled = ckpt_cloud.resolve(self.run.url(name))
+        except CheckpointNotFound:
+            assert not [key for key in self.run.stored() if key.startswith(f"{name}/")]
+            return
         assert (settled.state == "committed") == (name in self.model)
 
     @rule(name=NAMES)

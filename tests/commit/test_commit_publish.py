@@ -7,7 +7,7 @@ import time
 import pytest
 
 from ckpt_cloud import commit
-from ckpt_cloud.commit import admit, open_manifest, publish, read_register
+from ckpt_cloud.commit import admit, move_register, open_manifest, publish, read_register
 from ckpt_cloud.errors import (
     AlreadyExists,
     AttemptAborted,
@@ -22,6 +22,7 @@ from ckpt_cloud.errors import (
     NotFound,
     PermissionDenied,
     PreconditionFailed,
+    RequestRefused,
     StaleWrite,
     StoreUnavailable,
     Throttled,
@@ -33,7 +34,7 @@ from ckpt_cloud.format.layout import COMMIT_KEY, NO_ID, manifest_key
 from ckpt_cloud.format.manifest import Manifest
 from ckpt_cloud.format.register import ManifestRef, Register
 from ckpt_cloud.options import CommitOptions, StoreOptions
-from ckpt_cloud.protocol import Seen
+from ckpt_cloud.protocol import Seen, fenced_off
 from ckpt_cloud.stores import ANY, CREATE, open_store, parse_url
 from ckpt_cloud.stores.capabilities import Capabilities
 
@@ -155,7 +156,8 @@ async def test_what_is_published_can_be_opened(start):
     register = await send(store, 10, seen, overwrite=overwrite)
 
     assert (await read_register(store)).register == register
-    reference, data = await open_manifest(store)
+    opened, data = await open_manifest(store)
+    reference = opened.manifest
     assert reference == register.manifest
     assert reference.key == manifest_key(id_(10))
     assert manifests.decode(data, reference, store.url) == body(10)
@@ -258,6 +260,29 @@ async def test_but_not_after_an_answer_that_was_lost(start):
     assert await attempt_in(store) == id_(10), "as here, where it landed after all"
 
 
+@pytest.mark.parametrize("fault", [PermissionDenied("put: denied"), RequestRefused("put: 400")], ids=repr)
+async def test_not_even_a_refusal_of_another_kind_is_believed_over_what_commit_says(start, fault):
+    async def apply(store):
+        register = Register("committed", id_(10), NO_ID, ManifestRef(manifest_key(id_(10)), 1, "0" * 64))
+        await store.put(COMMIT_KEY, registers.encode(register))
+
+    store, seen, overwrite = await start([(apply, fault)])
+    await send(store, 10, seen, overwrite=overwrite)
+    assert await attempt_in(store) == id_(10)
+
+
+@pytest.mark.parametrize("where", ["put", "get"])
+async def test_a_fault_of_a_library_decides_nothing(start, where):
+    """It may stumble over the answer to what was applied; an error of no known kind would have the data deleted."""
+    fault = KeyError("ETag")
+    script = {"puts": [fault]} if where == "put" else {"puts": ["lost"], "gets": [fault]}
+    store, seen, overwrite = await start(**script)
+    with pytest.raises(CommitStateUnknown) as unknown:
+        await send(store, 10, seen, overwrite=overwrite)
+    assert unknown.value.__cause__ is fault
+    assert store.deleted == []
+
+
 @pytest.mark.parametrize("answer", [None, "dropped"], ids=["refused", "unclear"])
 async def test_another_was_first(start, answer):
     async def another(store):
@@ -286,6 +311,18 @@ async def test_a_collector_was_first(start, answer):
     assert await attempt_in(store) != id_(10)
 
 
+async def test_a_save_keeps_the_fence_that_was_raised_meanwhile(start):
+    """Lowered again, it would let in saves whose data is collected."""
+
+    async def collect(store):
+        await move_register(store, raised, QUICK)
+
+    store, seen, overwrite = await start([(collect, None)])
+    await send(store, 10, seen, overwrite=overwrite)
+    register = (await read_register(store)).register
+    assert (register.attempt, register.fence) == (id_(10), id_(8))
+
+
 async def test_the_oldest_id_of_all_ranks_counts_for_the_fence():
     store = Faulty(open_store(parse_url(elsewhere()), StoreOptions()))
     await store.put(COMMIT_KEY, registers.encode(Register("aborted", id_(1), id_(9))))
@@ -296,6 +333,45 @@ async def test_the_oldest_id_of_all_ranks_counts_for_the_fence():
     assert store.sent == []
     register = await send(store, 10, seen, overwrite=False, oldest=9)
     assert register.fence == id_(9), "a fence is never lowered"
+
+
+def raised(seen):
+    return fenced_off(seen, id_(8))
+
+
+async def test_a_collector_that_meets_a_commit_keeps_it(start):
+    """It read the register before the save replaced it."""
+
+    async def another(store):
+        await send(store, 10, await read_register(store), overwrite=True)
+
+    store, _, _ = await start([(another, None)])
+    seen = await move_register(store, raised, QUICK)
+    assert seen.register.attempt == id_(10)
+    assert seen.register == (await read_register(store)).register
+    assert seen.register.state == "committed"
+    assert seen.register.fence == id_(8)
+    assert len(store.sent) == 2, "one in vain, and one that counts"
+
+
+@pytest.mark.parametrize(("fault", "sent"), [("dropped", 2), ("lost", 1), ("echo", 1)])
+async def test_a_collector_goes_on_only_when_the_fence_is_there(start, fault, sent):
+    store, _, _ = await start([fault])
+    seen = await move_register(store, raised, QUICK)
+    assert seen.register == (await read_register(store)).register
+    assert seen.register.fence == id_(8)
+    assert len(store.sent) == sent
+
+
+@pytest.mark.parametrize("fault", ["dropped", "late"])
+async def test_a_collector_that_is_never_answered_may_delete_nothing(start, fault):
+    store, seen, _ = await start(Always([fault]) if fault == "dropped" else [fault, *["dropped"] * 500])
+    if fault == "dropped":
+        with pytest.raises(StoreUnavailable, match="nothing was deleted"):
+            await move_register(store, raised, QUICK)
+        assert (await read_register(store)).register == seen.register
+    else:
+        assert (await move_register(store, raised, QUICK)).register.fence == id_(8)
 
 
 @pytest.mark.parametrize("place", ["memory", "local"])
@@ -320,8 +396,8 @@ async def test_two_publishers_race(place, overwrite, tmp_path):
         assert await attempt_in(store) == id_(10 + winners[0])
         (loser,) = (result for result in results if not isinstance(result, Register))
         assert type(loser) is (StaleWrite if overwrite else CheckpointExists)
-        reference, data = await open_manifest(store)
-        assert manifests.decode(data, reference, store.url).attempt == id_(10 + winners[0])
+        register, data = await open_manifest(store)
+        assert manifests.decode(data, register.manifest, store.url).attempt == id_(10 + winners[0])
 
 
 COMMITTED = Register("committed", id_(5), NO_ID, ManifestRef(manifest_key(id_(5)), 1, "0" * 64))

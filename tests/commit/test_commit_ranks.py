@@ -9,8 +9,13 @@ from msgspec import structs
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 import ckpt_cloud
-from ckpt_cloud.errors import CheckpointIncomplete, IncompleteSave
+from ckpt_cloud import bridge
+from ckpt_cloud.errors import AttemptAborted, CheckpointIncomplete, IncompleteSave
+from ckpt_cloud.format import register as registers
+from ckpt_cloud.format.register import Register
 from ckpt_cloud.metadata import Uploaded
+from ckpt_cloud.options import StoreOptions
+from ckpt_cloud.stores import open_store, parse_url
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
@@ -92,3 +97,15 @@ def test_two_ranks_claim_one_chunk_with_other_bytes(ranks):
         ranks.finish([one, claimed])
     with pytest.raises(CheckpointIncomplete):
         ranks.load()
+
+
+def test_the_fence_is_held_against_the_oldest_rank(ranks):
+    """A collector that raised it between the ranks' ids took the data of the one below."""
+    one, other = ranks.results
+    own = Uploaded.decode(one[0].storage_data).attempt
+    store = open_store(parse_url(ranks.url), StoreOptions())
+    bridge.run(store.put("COMMIT", registers.encode(Register("aborted", own, own))))
+    with pytest.raises(AttemptAborted):
+        ranks.finish([one, changed(other, attempt=f"{1:032x}")])
+    ranks.finish([one, other])
+    assert ranks.load()["w1"].eq(1).all()

@@ -129,7 +129,7 @@ def test_damage_on_the_way_is_read_again(source, tmp_path, store_faults):
 
 def test_a_commit_in_doubt_deletes_nothing(source, tmp_path, store_faults):
     store_faults.fail("put", key="COMMIT", applied=True, times=1)
-    store_faults.fail("get", key="COMMIT", times=None, after=3)
+    store_faults.fail("get", key="COMMIT", times=None, after=2)
     with pytest.raises(CommitStateUnknown):
         ckpt_cloud.copy(source, tmp_path / "copy", transfer=PARTS, commit=QUICK)
     store_faults.clear()

@@ -92,6 +92,24 @@ def test_listeners_fan_out():
     assert one == other == [BytesMoved("up", "k", 5)]
 
 
+@pytest.mark.parametrize("kind", [BytesMoved, PhaseEnded])
+def test_a_listener_that_fails_harms_nothing(tmp_path, caplog, kind):
+    """It may fail after the commit: who took that for a failed save would delete what is visible."""
+    told = []
+
+    def listener(event):
+        told.append(event)
+        if isinstance(event, kind) and getattr(event, "name", "commit") == "commit":
+            raise ConnectionError("the metrics server is gone")
+
+    saved, loaded = state(), state()
+    ckpt_cloud.save(saved, storage_writer=ObjectStoreWriter(tmp_path, on_event=listener))
+    assert "on_event failed" in caplog.text
+    assert isinstance(told[-1], kind), "it is called no more"
+    ckpt_cloud.load(loaded, checkpoint_id=tmp_path)
+    assert all(torch.equal(loaded[name], value) for name, value in saved.items())
+
+
 def check_trace(trace):
     """The rules of Chrome's Trace Event Format that Perfetto holds files to."""
     assert set(trace) >= {"traceEvents"}

@@ -274,6 +274,16 @@ def reset_after_it_took_effect(exchange):
     exchange.reset()
 
 
+def refuse_after_it_took_effect(status):
+    """As nginx logs 499: its client or its server was lost after the request had gone on."""
+
+    def act(exchange):
+        exchange.answer()
+        exchange.send(Answer(status, b"<html>proxy</html>", {"Content-Type": "text/html"}))
+
+    return act
+
+
 def stall(exchange):
     """Never answers, until the server stops."""
     exchange.server.released.wait(60)

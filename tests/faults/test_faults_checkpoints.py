@@ -63,6 +63,14 @@ def check(engine):
             id="conflict",
         ),
         pytest.param(faults.page(502), {"method": "PUT", "key": "*manifest", "times": 2}, id="manifest-502"),
+        *(
+            pytest.param(
+                faults.refuse_after_it_took_effect(status),
+                {"method": "PUT", "key": "*COMMIT", "times": 1},
+                id=f"stored-and-{status}",
+            )
+            for status in (400, 403, 499, 502)
+        ),
     ],
 )
 def test_a_save_comes_through(server, engine, act, match):
@@ -135,6 +143,14 @@ def test_a_save_whose_commit_is_never_answered(server, engine):
         save(engine, commit=ckpt_cloud.CommitOptions(deadline_s=2))
     server.heal()
     check(engine)
+
+
+def test_a_proxy_that_gave_up_on_the_commit_is_no_refusal(server, engine):
+    """Nothing may be deleted: what it had sent on may land later."""
+    server.fault(faults.page(499), method="PUT", key="*COMMIT")
+    with pytest.raises(CommitStateUnknown):
+        save(engine, commit=ckpt_cloud.CommitOptions(deadline_s=1))
+    assert [key for key in server.dialect.objects if key.endswith(".safetensors")]
 
 
 def test_a_token_that_expires_in_the_middle_leaves_nothing_behind(server, engine):

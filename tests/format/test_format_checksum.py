@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_cloud.format.checksum import BlockSums, crc32c, first_bad_block, pack_sums, sums_length, unpack_sums
+from ckpt_cloud.format.checksum import (
+    BlockSums,
+    crc32c,
+    first_bad_block,
+    pack_sums,
+    sums_length,
+    unpack_sums,
+    whole_sum,
+)
 
 
 def reference(data):
@@ -87,3 +95,10 @@ def test_a_short_last_block_is_found(data, block_size, draw):
     short = data[: draw.draw(st.integers(0, len(data) - 1))]
     if len(short) % block_size:
         assert first_bad_block([short], 0, sums.finish(), block_size) == len(short) // block_size
+
+
+@given(st.binary(max_size=3000), st.sampled_from([1, 7, 64, 1000, 4096]))
+def test_the_whole_from_its_blocks(data, block_size):
+    sums = BlockSums(block_size)
+    sums.update(data)
+    assert whole_sum(sums.finish(), block_size, len(data)) == crc32c(data)

@@ -4,6 +4,7 @@ Slow and whole in memory; it is here to show that the page suffices, and as a st
 """
 
 import hashlib
+import hmac
 import itertools
 import json
 import math
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import msgspec
 import zstandard
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY = re.compile(r"data/([0-9a-f]{32}/manifest|([0-9a-f]{1,4}-)?[0-9a-f]{32}/[0-9]{1,9}\.safetensors)")
 WIDTHS = {"float16": 2, "bfloat16": 2, "complex32": 4, "complex64": 8, "complex128": 16, "bits16": 2}
@@ -28,6 +31,17 @@ SAFETENSORS = {
 
 class Damaged(Exception):
     """What is stored breaks the format."""
+
+
+class Encrypted:
+    """The directory of an encrypted checkpoint, with the key of 32 bytes: may be given for any `root` below."""
+
+    def __init__(self, root, key):
+        self.root = root
+        self.key = key
+
+    def __truediv__(self, key):
+        return self.root / key
 
 
 def require(condition, what):
@@ -79,9 +93,61 @@ def read_register(root):
     register = json.loads(data)
     require(register["format"] == "ckpt-cloud", "another format")
     require(register["version"] <= 2, "a newer version")
-    require(set(register.get("flags", [])) <= {"coded-chunks"}, "an unknown flag")
+    encrypted = isinstance(root, Encrypted)
+    flags = set(register.get("flags", []))
+    require(flags <= {"coded-chunks", "encrypted"}, "an unknown flag")
+    require(("encrypted" in flags) == ("encryption" in register), "a flag that the register belies")
+    require(("encrypted" in flags) == encrypted, "encrypted, and no key, or the other way round")
+    if encrypted:
+        note = register["encryption"]
+        require(note["algorithm"] == "aes-256-gcm", "another algorithm")
+        require(derived(root.key, b"ckpt-cloud key check 1\n")[:8].hex() == note["check"], "another key")
     require(register["state"] == "committed", "not committed")
     return register
+
+
+def derived(key, info):
+    """32 bytes by HKDF-SHA256 without a salt."""
+    return hmac.digest(hmac.digest(bytes(32), key, "sha256"), info + b"\1", "sha256")
+
+
+def whole(root, key):
+    """An object, or the manifest, as it was before it was encrypted."""
+    data = path_of(root, key).read_bytes()
+    return opened(root.key, key, data, 0, len(data)) if isinstance(root, Encrypted) else data
+
+
+def ranged(root, key, start, size):
+    """A part of it."""
+    path = path_of(root, key)
+    if not isinstance(root, Encrypted):
+        return part_of(path, start, size)
+    first, end = start // 65536, -(-(start + size) // 65536)
+    blocks = part_of(path, first * 65564, (end - first) * 65564)
+    plain = opened(root.key, key, blocks, first, path.stat().st_size)
+    return plain[start - first * 65536 :][:size]
+
+
+def part_of(path, start, size):
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(size)
+
+
+def opened(secret, key, blocks, first, stored_size):
+    """What was sealed in blocks of an object, of which `first` is the number of the first."""
+    name = b"ckpt-cloud sealed object 1\n" + key.encode()
+    cipher = AESGCM(derived(secret, name))
+    plain = []
+    for number, at in enumerate(range(0, len(blocks), 65564), first):
+        block = blocks[at : at + 65564]
+        last = number * 65564 + len(block) == stored_size
+        about = name + b"\n" + number.to_bytes(8, "little") + bytes([last])
+        try:
+            plain.append(cipher.decrypt(block[:12], block[12:], about))
+        except (InvalidTag, ValueError):
+            raise Damaged(f"block {number} of {key} does not open") from None
+    return b"".join(plain)
 
 
 def signed_message(register):
@@ -93,7 +159,7 @@ def signed_message(register):
 
 def read_manifest(root, reference):
     """The whole manifest, with `objects`, `tensors`, `items` and `paths` as version 1 has them."""
-    data = path_of(root, reference["key"]).read_bytes()
+    data = whole(root, reference["key"])
     require(len(data) == reference["size"], "size of the manifest")
     if not reference.get("root"):
         require(hashlib.sha256(data).hexdigest() == reference["sha256"], "SHA-256 of the manifest")
@@ -150,13 +216,13 @@ def in_order(columns, count):
 def read_tensor(root, name):
     """One tensor by the least that must be read of the manifest: (dtype, shape, bytes), or None."""
     reference = read_register(root)["manifest"]
-    path, size = path_of(root, reference["key"]), reference["size"]
-    manifest = read_root(ranged(path, size - reference["root"], reference["root"]), reference)
+    key, size = reference["key"], reference["size"]
+    manifest = read_root(ranged(root, key, size - reference["root"], reference["root"]), reference)
     require(pages_end(manifest) == size - reference["root"], "pages that do not fill the manifest")
 
-    def page_of(pages, key):
-        *_, page = [page for page in pages if page[0] <= key] or [None]
-        return page and read_page(ranged(path, page[1], page[2]), page, page[1]), page and page[0]
+    def page_of(pages, name):
+        *_, page = [page for page in pages if page[0] <= name] or [None]
+        return page and read_page(ranged(root, key, page[1], page[2]), page, page[1]), page and page[0]
 
     found, _ = page_of(manifest["tensors"], name)
     entries = dict(zip(found[1], found[2], strict=True)) if found else {}
@@ -170,12 +236,6 @@ def read_tensor(root, name):
     return _tensor(objects, *entries[name][:3])
 
 
-def ranged(path, start, size):
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read(size)
-
-
 def path_of(root, key):
     require(KEY.fullmatch(key), f"key {key!r}")
     return root / key
@@ -183,7 +243,7 @@ def path_of(root, key):
 
 def read_object(root, key, size, block_size, sums, e_tag=None, digests=b"", *_):
     """The whole object, with every block checked."""
-    data = path_of(root, key).read_bytes()
+    data = whole(root, key)
     require(len(data) == size, f"size of {key}")
     found = [crc32c(data[at : at + block_size]) for at in range(0, size, block_size)]
     require(b"".join(value.to_bytes(4, "little") for value in found) == sums, f"checksums of {key}")
@@ -285,7 +345,7 @@ def read_pack(data):
 
 
 def recover(packs):
-    """As `read`, from the packs of one save alone: what is empty or inline is not in them."""
+    """As `read`, from the packs of one save alone, paths or bytes: what is empty or inline is not in them."""
     tensors, items, filled, parts = {}, {}, {}, {}
 
     def found(fqn, dtype, shape, offsets, sizes, data):
@@ -296,8 +356,9 @@ def recover(packs):
         put(whole, shape, data, offsets, sizes, width(dtype))
         tensors[fqn] = dtype, shape, whole
 
-    for path in packs:
-        for fqn, dtype, shape, offsets, sizes, data, coded in read_pack(Path(path).read_bytes()):
+    for pack in packs:
+        content = pack if isinstance(pack, bytes) else Path(pack).read_bytes()
+        for fqn, dtype, shape, offsets, sizes, data, coded in read_pack(content):
             if coded is None:
                 found(fqn, dtype, shape, offsets, sizes, data)
             else:

@@ -24,10 +24,19 @@ DATA = OF_VERSION[2]
 NAMES = ["blocks", "dtypes", "nested", "per-rank", "planner-data", "sharded"]
 OF_RANKS = {"per-rank"}
 IN_PACKS = {"nested": {"long"}, "plain": {"long"}, "coded": {"long"}, "transformed": {"step"}}
+IN_PACKS |= {"encrypted": {"long"}, "coded-encrypted": {"long"}}
 """Items that are not in the manifest."""
+CODED = {"coded", "transformed", "coded-encrypted"}
+ENCRYPTED = {"encrypted", "coded-encrypted"}
+ENCRYPTION_KEY = bytes(range(32))
 NOT_FLATTENED = {"planner-data", "plain"}
 PUBLIC = Ed25519PrivateKey.from_private_bytes(bytes(range(32))).public_key()
 NOTES = {"tuple": (1, ("a", b"\x00\xff")), 7: [None, True, 0.5], ("k", 1): {}}
+
+
+def keyed(root):
+    """For the independent reader: with the key, where one is needed."""
+    return independent.Encrypted(root, ENCRYPTION_KEY) if root.parent.name in ENCRYPTED else root
 
 
 def load_module(path):
@@ -87,21 +96,22 @@ def data(request):
 )
 def frozen(request):
     """A frozen checkpoint of all ranks, and what must be found in it."""
-    return request.param / "checkpoint", json.loads((request.param / "expected.json").read_text())
+    return keyed(request.param / "checkpoint"), json.loads((request.param / "expected.json").read_text())
 
 
 def test_nothing_is_missing():
     for version, data in OF_VERSION.items():
-        more = ["plain", "coded", "transformed"] if version > 1 else []
-        assert sorted(path.name for path in data.iterdir()) == sorted([*NAMES, *more])
+        later = ["plain", *CODED, "encrypted"] if version > 1 else []
+        assert sorted(path.name for path in data.iterdir()) == sorted([*NAMES, *later])
         registers = [json.loads(path.read_text()) for path in data.rglob("COMMIT")]
         assert {register["version"] for register in registers} == {version}
-        assert sum(path.stat().st_size for path in data.rglob("*") if path.is_file()) < 200_000
+        assert sum(path.stat().st_size for path in data.rglob("*") if path.is_file()) < 250_000
 
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf:UserWarning")
 def test_ckpt_cloud_loads_it(frozen):
     root, expected = frozen
+    root, key = (root.root, root.key) if isinstance(root, independent.Encrypted) else (root, None)
     state = dict.fromkeys(expected["items"])
     for name, tensor in expected["tensors"].items():
         state[name] = torch.empty(tensor["shape"], dtype=getattr(torch, tensor["dtype"]))
@@ -109,7 +119,7 @@ def test_ckpt_cloud_loads_it(frozen):
     planner = None
     if root.parent.name in NOT_FLATTENED:
         planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    ckpt_cloud.load(state, checkpoint_id=f"file://{root}", planner=planner)
+    ckpt_cloud.load(state, checkpoint_id=f"file://{root}", planner=planner, encryption_key=key)
     tensors = {name: (t["dtype"], t["shape"], bytes_of(state[name])) for name, t in expected["tensors"].items()}
     assert said(tensors) == expected["tensors"]
     if root.parent.name != "planner-data":
@@ -135,7 +145,7 @@ def test_independent_reader_loads_it(frozen):
 def test_independent_reader_reads_one_tensor(frozen):
     """Of version 2: by the root, a page of tensors and the pages of the objects that are needed."""
     root, expected = frozen
-    if root.parents[1] != OF_VERSION[2]:
+    if not (root / "..").resolve().is_relative_to(OF_VERSION[2]):
         pytest.skip("version 1 has no pages")
     for name in expected["tensors"]:
         assert said({name: independent.read_tensor(root, name)})[name] == expected["tensors"][name]
@@ -145,9 +155,12 @@ def test_independent_reader_reads_one_tensor(frozen):
 
 def test_packs_alone_hold_what_is_stored(frozen):
     root, expected = frozen
-    tensors, items = independent.recover(sorted(root.rglob("*.safetensors")))
+    packs = sorted((root / "").rglob("*.safetensors"))
+    if isinstance(root, independent.Encrypted):
+        packs = [independent.whole(root, path.relative_to(root.root).as_posix()) for path in packs]
+    tensors, items = independent.recover(packs)
     assert said(tensors) == {n: t for n, t in expected["tensors"].items() if 0 not in t["shape"]}
-    assert set(items) == IN_PACKS.get(root.parent.name, set())
+    assert set(items) == IN_PACKS.get((root / "..").resolve().name, set())
     assert shown(items).items() <= shown_in(expected).items()
 
 
@@ -188,6 +201,33 @@ def test_the_samples_hold_the_hard_cases(data):
     assert [len(entry[2]) for entry in sharded.values()] == [2, 2, 2, 2, 1]
     assert sharded["one"][2][1] == [[1, 0], [0, 4], -1, 0]
     assert manifest_of(data / "nested" / "checkpoint")["items"]["long"][0] is None
+
+
+def manifest_key_of(name):
+    return json.loads((DATA / name / "checkpoint" / "COMMIT").read_text())["manifest"]["key"]
+
+
+def object_name(name):
+    return b"ckpt-cloud sealed object 1\n" + manifest_key_of(name).encode()
+
+
+def test_an_encrypted_sample_without_the_key_or_with_another():
+    root = DATA / "encrypted" / "checkpoint"
+    with pytest.raises(independent.Damaged, match="no key"):
+        independent.read(root)
+    with pytest.raises(independent.Damaged, match="another key"):
+        independent.read(independent.Encrypted(root, bytes(32)))
+
+
+@pytest.mark.parametrize("block", range(2))
+def test_the_independent_reader_finds_a_changed_block(tmp_path, block):
+    root = shutil.copytree(DATA / "encrypted" / "checkpoint", tmp_path / "copy")
+    (pack,) = root.rglob("*.safetensors")
+    content = bytearray(pack.read_bytes())
+    content[block * 65564 + 20] ^= 1
+    pack.write_bytes(content)
+    with pytest.raises(independent.Damaged, match=f"block {block} of"):
+        independent.read(independent.Encrypted(root, ENCRYPTION_KEY))
 
 
 def pages_of(name):
@@ -234,8 +274,27 @@ def test_what_is_coded_and_what_is_not():
     assert manifest["items"]["step"][5][0] == ["stream.zstd/1"]
     for data in OF_VERSION.values():
         for path in data.rglob("COMMIT"):
-            is_coded = path.parents[1].name in ("coded", "transformed")
-            assert bool(json.loads(path.read_text())["flags"]) == is_coded
+            flags = {"coded-chunks": CODED, "encrypted": ENCRYPTED}
+            expected = [flag for flag, names in flags.items() if path.parents[1].name in names]
+            assert json.loads(path.read_text())["flags"] == expected
+
+
+def test_what_is_coded_is_sealed_too():
+    """In objects of their own: every one opens with the key, and what is in it is coded as the manifest says."""
+    root = keyed(DATA / "coded-encrypted" / "checkpoint")
+    manifest = manifest_of(root)
+    (chunk,) = manifest["tensors"]["mixed"][2]
+    assert chunk[4][0] == ["zstd"]
+    assert len(chunk[4][3]) > 1
+    sizes = {key: size for key, size, *_ in manifest["objects"]}
+    assert len(sizes) > 2
+    for key, size in sizes.items():
+        assert (root / key).stat().st_size == size + 28
+    PUBLIC.verify(
+        bytes.fromhex(independent.read_register(root)["signature"]["value"]),
+        independent.signed_message(independent.read_register(root)),
+    )
+    assert ckpt_cloud.verify(root.root, deep=True, trusted_keys=PUBLIC, encryption_key=ENCRYPTION_KEY).ok
 
 
 def test_what_is_signed_and_noted():
@@ -283,6 +342,15 @@ def test_the_page_shows_what_is_stored():
     """docs/format.md: its register, its bytes of a manifest, its header of a pack."""
     page = (HERE.parents[1] / "docs" / "format.md").read_text()
     assert f"```json\n{(DATA / 'sharded' / 'checkpoint' / 'COMMIT').read_text()}```" in page
+    note = json.loads((DATA / "encrypted" / "checkpoint" / "COMMIT").read_text())["encryption"]
+    assert f'"encryption": {json.dumps(note)}' in page
+    sealed = (DATA / "encrypted" / "checkpoint" / manifest_key_of("encrypted")).read_bytes()
+    for name, part in (("nonce", sealed[:12]), ("tag", sealed[-16:])):
+        assert f"{part.hex(' ')}  {name}" in page
+    first = bytes.fromhex(re.search(r"((?: ?[0-9a-f]{2})+) +first bytes of the ciphertext", page)[1])
+    assert sealed[12:].startswith(first)
+    key = independent.derived(ENCRYPTION_KEY, object_name("encrypted")).hex()
+    assert f"{key[:32]} {key[32:]}" in page
     (manifest,) = (DATA / "planner-data").rglob("manifest")
     data = manifest.read_bytes()
     rows = re.search(r"```hex\n(.*?)```", page, re.DOTALL)[1].splitlines()
@@ -307,5 +375,6 @@ def test_the_independent_reader_is_independent():
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in node.names
     }
-    assert imports == {"hashlib", "itertools", "json", "math", "msgspec", "pathlib", "re", "zstandard"}
+    imports -= {"hashlib", "hmac", "itertools", "json", "math", "pathlib", "re"}
+    assert imports == {"cryptography", "msgspec", "zstandard"}
     assert independent.crc32c(b"123456789") == 0xE3069283

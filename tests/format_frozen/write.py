@@ -29,6 +29,7 @@ from ckpt_cloud.format import pages
 from ckpt_cloud.transfer import encode
 
 DATA = Path(__file__).parents[1] / "data" / "format-v2"
+ENCRYPTION_KEY = bytes(range(32))
 SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 
 
@@ -131,6 +132,12 @@ def transformed():
     return {"w": torch.arange(3000.0).view(30, 100), "scalar": torch.tensor(3), "step": 7, "empty": torch.empty(0, 3)}
 
 
+def encrypted():
+    """A pack of several sealed blocks, and a last one that is short."""
+    state = {"w": torch.arange(16_000, dtype=torch.float32), "b": torch.randn(7)}
+    return state | {"long": "0123456789abcdef" * 300, "n": 5}
+
+
 def sharded():
     """Run on two ranks: rows, columns, a chunk for one rank only, and replicas of which one is stored."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -165,14 +172,18 @@ def expected(state, nested=True):
 
 
 OPTIONS = {"nested": TransferOptions(inline_limit=4096), "blocks": TransferOptions(block_size=4096)}
-OPTIONS["plain"] = OPTIONS["nested"]
+OPTIONS["plain"] = OPTIONS["encrypted"] = OPTIONS["nested"]
 OPTIONS["coded"] = TransferOptions(inline_limit=4096, compression="zstd", frame_size=4096, block_size=4096)
+OPTIONS["coded-encrypted"] = OPTIONS["coded"]
 STATES = {"dtypes": dtypes, "nested": nested, "blocks": blocks, "planner-data": planned, "sharded": sharded}
-STATES |= {"per-rank": sharded, "plain": plain, "coded": coded, "transformed": transformed}
+STATES |= {"per-rank": sharded, "plain": plain, "coded": coded, "transformed": transformed, "encrypted": encrypted}
+STATES["coded-encrypted"] = coded
 PLANNERS = {"planner-data": Notes, "plain": lambda: dcp.DefaultSavePlanner(False, False)}
 """Without flattening in the last: it makes strings of the keys of dicts."""
 MORE = {"plain": {"sign": SIGNER, "metrics": {"loss": 0.25}, "user_metadata": {"commit": "0123abc", "tags": ["x", 1]}}}
 MORE["transformed"] = {"extensions": [ZStandard()]}
+MORE["encrypted"] = {"encryption_key": ENCRYPTION_KEY, "encryption_key_id": "first"}
+MORE["coded-encrypted"] = MORE["encrypted"] | {"sign": SIGNER}
 SMALL_PAGES = {"nested": 100, "sharded": 300, "plain": 200}
 """Others have one page of each kind."""
 

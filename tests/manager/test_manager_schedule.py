@@ -65,7 +65,7 @@ def saved_of(schedule, steps):
         (AnySave(()), Moment(0), False),
         (SavePolicy(), Moment(0), False),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__ if type(value) is SavePolicy else repr(value),
 )
 def test_what_is_due(policy, moment, due):
     assert policy.due(moment) is due

@@ -1,10 +1,11 @@
 """COMMIT.md's table of ambiguous answers, row by row: intent, what was seen, answer, read-back → conclusion."""
 
 import pytest
+from msgspec import structs
 
 from ckpt_cloud.errors import AttemptAborted, CheckpointExists, CommitStateUnknown, StaleWrite
 from ckpt_cloud.format.layout import NO_ID
-from ckpt_cloud.format.register import ManifestRef, Register
+from ckpt_cloud.format.register import ManifestRef, Register, Signature
 from ckpt_cloud.protocol import (
     Answer,
     Committed,
@@ -16,6 +17,8 @@ from ckpt_cloud.protocol import (
     admit,
     after_put,
     after_read_back,
+    deleted,
+    fenced_off,
     first_step,
     out_of_time,
 )
@@ -150,6 +153,19 @@ def test_the_fence_is_held_against_the_oldest_id_and_may_equal_it():
     assert isinstance(first_step(several_ranks, Seen(tombstone("aborted", 9), "v"), URL), Failed)
     assert first_step(several_ranks, Seen(tombstone("aborted", 8), "v"), URL) == Put("v", id_(8))
     assert isinstance(first_step(several_ranks, Seen(committed(5, fence=id_(9)), "v"), URL), Failed)
+
+
+def test_no_fence_is_ever_lowered():
+    high = Seen(committed(5, fence=id_(9)), "v")
+    assert fenced_off(high, id_(7)) is None
+    assert deleted(high, id_(7)).fence == id_(9)
+    assert fenced_off(DELETED, id_(7)) is None
+    assert deleted(DELETED, id_(7)) is None
+
+
+def test_a_fence_is_all_that_a_collector_changes():
+    register = structs.replace(committed(5), metrics={"loss": 1.0}, signature=Signature("ed25519", "", "00"))
+    assert fenced_off(Seen(register, "v"), id_(7)) == structs.replace(register, fence=id_(7))
 
 
 @pytest.mark.parametrize("seen", [NOTHING, BEFORE, DELETED], ids=["nothing", "committed", "deleted"])

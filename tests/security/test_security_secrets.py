@@ -27,7 +27,9 @@ PEM = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 CUSTOMER_KEY = base64.b64encode(b"MARKEDMARKEDMARKEDMARKEDMARKED!!").decode()
 QUICK = RetryOptions(max_retries=0, deadline_s=5, first_contact_s=2, max_backoff_s=0.05)
 COMMIT = CommitOptions(deadline_s=1, pause_s=0.05, max_pause_s=0.1)
+ENCRYPTION_KEY = b"MARKEDMARKEDMARKEDMARKEDMARKED!!"
 MARKS = (
+    b"MARKED".hex(),
     "MARKED",
     "marked",
     CUSTOMER_KEY[:20],
@@ -277,6 +279,72 @@ def test_nothing_that_is_stored_holds_one(server, said):
     assert_secret_free(
         repr([(r.bucket, r.key, r.query, r.headers.get("User-Agent")) for r in server.requests]), "requests"
     )
+
+
+FORMS = {
+    "bytes": ENCRYPTION_KEY,
+    "hex": ENCRYPTION_KEY.hex(),
+    "base64": base64.b64encode(ENCRYPTION_KEY).decode(),
+    "function": lambda _: ENCRYPTION_KEY,
+}
+CALLS = {
+    "save": lambda url, **key: ckpt_cloud.save({"w": torch.ones(5)}, checkpoint_id=url, encryption_key_id="k", **key),
+    "load": lambda url, **key: ckpt_cloud.load({"w": torch.ones(5)}, checkpoint_id=url, **key),
+    "verify": ckpt_cloud.verify,
+    "open": ckpt_cloud.open,
+    "gc": ckpt_cloud.gc,
+    "copy": lambda url, **key: ckpt_cloud.copy(url, url / "copy", **key),
+    "convert": lambda url, **key: ckpt_cloud.convert(url, url / "copy", to="ckpt-cloud", **key),
+    "manager": lambda url, **key: ckpt_cloud.CheckpointManager(url.parent, **key).restore({"w": torch.ones(5)}, 1),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("damage", ["another key", "changed", "gone", "a function that fails"])
+@pytest.mark.parametrize("call", CALLS)
+def test_encryption_keys(tmp_path, said, call, damage, form):
+    """In errors of every call that takes one, with the locals of every frame of ours."""
+    url = tmp_path / "step-1"
+    saved = bytes(32) if damage == "another key" else ENCRYPTION_KEY
+    options = {"encryption_key": saved, "encryption_key_id": "k"}
+    ckpt_cloud.save({"w": torch.ones(5)}, storage_writer=ObjectStoreWriter(url, **options), no_dist=True)
+    for path in url.rglob("manifest"):
+        if damage == "changed":
+            path.write_bytes(path.read_bytes()[:-1])
+        elif damage == "gone":
+            path.unlink()
+
+    def fails(_):
+        raise KeyError(ENCRYPTION_KEY.decode())
+
+    given = fails if damage == "a function that fails" and form == "function" else FORMS[form]
+    try:
+        CALLS[call](url, encryption_key=given)
+    except CkptCloudError as error:
+        # What a user's own function raises is the user's.
+        error.__cause__ = None
+        said.append((error.with_traceback(_ours(error.__traceback__)), given is not fails))
+    if call not in ("gc", "manager") and damage != "a function that fails":
+        assert said
+
+
+def test_what_holds_encryption_keys_shows_and_carries_none(tmp_path):
+    for form in FORMS.values():
+        options = {"encryption_key": form, "encryption_key_id": "k"}
+        manager = ckpt_cloud.CheckpointManager(tmp_path, check=False, **options)
+        writer = ObjectStoreWriter("s3://b/k", **options)
+        reader = ObjectStoreReader("s3://b/k", encryption_key=form)
+        for holder in (writer, reader):
+            assert_secret_free(repr(holder) + repr(vars(holder)) + repr(pickle.dumps(holder)), f"{holder}")
+        assert_secret_free(repr(manager) + repr(vars(manager)), "the manager")
+        manager.close()
+
+
+def test_nothing_that_is_stored_holds_an_encryption_key(tmp_path):
+    options = {"encryption_key": ENCRYPTION_KEY, "encryption_key_id": "k"}
+    ckpt_cloud.save({"w": torch.ones(5), "n": 1}, storage_writer=ObjectStoreWriter(tmp_path / "a", **options))
+    for path in (tmp_path / "a").rglob("*"):
+        assert_secret_free(path.read_bytes().decode("latin1") if path.is_file() else "", path.name)
 
 
 @pytest.mark.parametrize("act", ["echo-403", "echo-500", "page", "reset", "cut", "another-size"])

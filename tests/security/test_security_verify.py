@@ -1,10 +1,12 @@
 """`verify`: a whole checkpoint is called whole; whatever is missing, short or altered is named, with its place."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import crc32c
 import msgspec
 import pytest
 import torch
@@ -16,6 +18,7 @@ from ckpt_cloud.errors import CheckpointDeleted, CheckpointNotFound, CorruptComm
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.layout import manifest_key
 from ckpt_cloud.format.register import Register, encode
+from ckpt_cloud.stores.native import NativeStore
 from tests import forge
 
 MIB = 1 << 20
@@ -158,3 +161,27 @@ def test_the_command(url):
 def test_no_torch_is_needed():
     code = "import sys; sys.modules['torch'] = None; import ckpt_cloud.verification, ckpt_cloud.cli.verify"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_stores_own_checksum_is_compared(tmp_path, monkeypatch):
+    """Where a listing tells it, as Google's does: then damage is found without reading a byte."""
+    for name, key in (("plain", None), ("sealed", bytes(32))):
+        writer = ckpt_cloud.ObjectStoreWriter(tmp_path / name, encryption_key=key)
+        ckpt_cloud.save({"w": torch.arange(100_000)}, storage_writer=writer)
+    plain = NativeStore._info
+
+    def told(store, key, meta):
+        path = tmp_path / store.url.rpartition("/")[2] / key
+        return dataclasses.replace(plain(store, key, meta), crc32c=crc32c.crc32c(path.read_bytes()))
+
+    monkeypatch.setattr(NativeStore, "_info", told)
+    found = ckpt_cloud.verify(tmp_path / "plain")
+    assert (found.ok, found.checked_by_store, found.bytes_read) == (True, 1, 0)
+    # What a store knows of sealed bytes says nothing of what was saved.
+    found = ckpt_cloud.verify(tmp_path / "sealed", encryption_key=bytes(32))
+    assert (found.ok, found.checked_by_store) == (True, 0)
+    (pack,) = (tmp_path / "plain").rglob("*.safetensors")
+    pack.write_bytes(pack.read_bytes()[:-1] + b"?")
+    found = ckpt_cloud.verify(tmp_path / "plain")
+    assert not found.ok
+    assert "CRC32C" in found.faults[0].message

@@ -10,8 +10,10 @@ import obstore
 import pytest
 
 from ckpt_cloud.errors import CkptCloudError, PreconditionFailed, StoreUnavailable
+from ckpt_cloud.format.sealing import BLOCK, MasterKey, blocks_of, plain_size, sealed_size
 from ckpt_cloud.options import RetryOptions, StoreOptions
 from ckpt_cloud.stores import Replace, open_store, parse_url
+from ckpt_cloud.stores.sealed import SealedStore
 from tests.stores.conformance import StoreConformance, listed
 from tests.stores.server_conformance import AzuriteConformance, S3Conformance, SeaweedFSConformance
 
@@ -39,6 +41,60 @@ class TestMemory(StoreConformance):
             files=False,
             fast=True,
         )
+
+
+class TestSealed(StoreConformance):
+    """The store of an encrypted checkpoint: all that others see of it is sealed."""
+
+    @pytest.fixture
+    def place(self):
+        url = f"memory://{secrets.token_hex(4)}/run/1"
+        inner = open_store(parse_url(url), StoreOptions())
+        raw = inner._clients.once
+        key = MasterKey(bytes(32))
+
+        def read(name):
+            stored = bytes(obstore.get(raw, f"run/1/{name}").bytes())
+            if not name.startswith("data/"):
+                return stored
+            whole = memoryview(bytearray(plain_size(len(stored))))
+            assert not key.of_object(name).open(memoryview(stored), [whole], first_block=0, last=True)
+            return bytes(whole)
+
+        def write(name, data):
+            if name.startswith("data/"):
+                into = memoryview(bytearray(sealed_size(len(data))))
+                nonces = secrets.token_bytes(12 * blocks_of(len(data)))
+                key.of_object(name).seal([data], into, nonces, first_block=0, last=True)
+                data = bytes(into)
+            obstore.put(raw, f"run/1/{name}", data)
+
+        return SimpleNamespace(
+            url=url,
+            store=SealedStore(inner, key),
+            read=read,
+            write=write,
+            keys=lambda: {m["path"].removeprefix("run/1/") for batch in obstore.list(raw, "run/1") for m in batch},
+            unfinished=list,
+            files=False,
+            fast=True,
+        )
+
+    @pytest.mark.parametrize("size", [0, 1, BLOCK, 3 * BLOCK, 5 * BLOCK + 7])
+    @pytest.mark.parametrize("part_size", [BLOCK, 2 * BLOCK])
+    async def test_in_parts(self, place, size, part_size):
+        data = secrets.token_bytes(size)
+
+        async def source():
+            for start in range(0, size, 50_000):
+                yield memoryview(data)[start : start + 50_000]
+
+        await place.store.put_multipart("data/x", source, part_size=part_size, concurrency=2)
+        assert place.read("data/x") == data
+        assert (await place.store.head("data/x")).size == size
+        assert [info.size async for info in place.store.list("data")] == [size]
+        for start, end in ((0, size), (size // 3, size // 2), (max(0, size - 3), size)):
+            assert bytes(await place.store.get_range("data/x", start, end)) == data[start:end]
 
 
 class TestLocal(StoreConformance):

@@ -11,9 +11,10 @@ import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 
 from ckpt_cloud.errors import CkptCloudError, Unsupported
+from ckpt_cloud.format.checksum import crc32c
 from ckpt_cloud.options import RetryOptions, StoreOptions
 from ckpt_cloud.stores import Replace, open_store, parse_url
-from tests.stores.conformance import LIMIT, StoreConformance, listed, stream
+from tests.stores.conformance import LIMIT, MIB, StoreConformance, listed, stream
 from tests.stores.server_conformance import (
     AzuriteConformance,
     S3Conformance,
@@ -151,6 +152,14 @@ class TestGcsfsFakeGCS(ServerConformance):
         await place.store.put_multipart("big", stream(content), part_size=1, concurrency=8)
         assert place.read("big") == content
         assert place.keys() == {"big"}
+
+    async def test_listings_tell_the_stores_own_checksum(self, place):
+        """Of objects of one request and of composed ones."""
+        small, large = secrets.token_bytes(1000), secrets.token_bytes(11 * MIB)
+        await place.store.put("small", small)
+        await place.store.put_multipart("large", stream(large), part_size=5 * MIB, concurrency=2)
+        found = {info.key: info.crc32c async for info in place.store.list()}
+        assert found == {"small": crc32c(small), "large": crc32c(large)}
 
 
 class TestAdlfsAzurite(AzuriteConformance):

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_cloud.errors import InvalidURL, StoreUnavailable, redacted
+from ckpt_cloud.errors import InvalidURL, StoreUnavailable
 from ckpt_cloud.options import StoreOptions
+from ckpt_cloud.redaction import redacted
 from ckpt_cloud.stores import Location, open_store, parse_url, supports
 
 

@@ -12,6 +12,7 @@ from ckpt_cloud.events import Recorder
 from ckpt_cloud.format.codec import Zstd, fault, undone
 from ckpt_cloud.format.layout import pack_key
 from ckpt_cloud.format.pack import PackEntry, parse_header
+from ckpt_cloud.format.sealing import BLOCK, MasterKey, sealed_size
 from ckpt_cloud.transfer import encode
 from ckpt_cloud.transfer.encode import upload_coded
 from ckpt_cloud.transfer.staging import plain_memory
@@ -65,7 +66,7 @@ class _Deflating:
         self._write(rest[7:])
 
 
-async def coded(store, source, coder, options, recorder=None):
+async def coded(store, source, coder, options, recorder=None, seal=None):
     entries = [
         PackEntry(f"w{number}", "uint8", (len(value),), (0,), (len(value),), len(value))
         for number, value in enumerate(source.values)
@@ -79,7 +80,7 @@ async def coded(store, source, coder, options, recorder=None):
 
     recorder = recorder or Recorder()
     places, objects = await upload_coded(
-        store, source, entries, coder, attempt=ID, new_key=new_key, options=options, recorder=recorder
+        store, source, entries, coder, attempt=ID, new_key=new_key, options=options, recorder=recorder, seal=seal
     )
     assert [entry.key for entry in objects] == keys
     return places, objects
@@ -181,6 +182,33 @@ async def test_memory_stays_within_the_budget(store, limits, coder, monkeypatch)
     assert budget.peak_bytes <= limits.memory_budget // 2
     assert budget.used_bytes == 0
     assert store.requests.peak <= limits.max_requests
+
+
+@pytest.mark.parametrize("coder", [Zstd(1000, 1), Deflate()], ids=["frames", "stream"])
+async def test_sealed_packs_stay_within_their_share(store, coder, small_options, monkeypatch):
+    """A quarter of the budget for what is sealed, or one part where that is more; in parts of whole blocks."""
+    monkeypatch.setattr(encode, "plain_memory", store.allocate)
+    store.max_parts, store.max_part_bytes = 10_000, 1 << 30
+    options = small_options(memory_budget=8 << 20, part_size=2 * BLOCK, max_requests=6)
+    options.pack_size = 1 << 20
+    key = MasterKey(bytes(32))
+
+    async def slow(key, number):
+        await asyncio.sleep(0.001)
+
+    store.before_part = slow
+    source = Memory([random_bytes(300_000, n) for n in range(20)])
+    places, objects = await coded(store, source, coder, options, seal=key.of_object)
+    assert 0 < store.staged_bytes.peak <= options.memory_budget // 4
+    assert store.staged_bytes.now == 0
+    for entry in objects:
+        stored = store.objects[entry.key]
+        assert len(stored) == sealed_size(entry.size)
+        assert set(store.parts[entry.key][:-1]) == {sealed_size(2 * BLOCK)}
+        opened = memoryview(bytearray(entry.size))
+        assert not key.of_object(entry.key).open(memoryview(stored), [opened], first_block=0, last=True)
+        store.objects[entry.key] = bytes(opened)
+    check(store, source, places, objects)
 
 
 async def test_coding_goes_on_while_packs_are_under_way(store, limits, monkeypatch):

@@ -11,6 +11,7 @@ from ckpt_cloud.events import BytesMoved, PartEnded, Recorder
 from ckpt_cloud.format.checksum import first_bad_block, unpack_sums
 from ckpt_cloud.format.layout import pack_key
 from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
+from ckpt_cloud.format.sealing import BLOCK, MasterKey, sealed_size
 from ckpt_cloud.planning.save import Sizes, parts, plan_packs
 from ckpt_cloud.transfer.upload import upload_packs
 
@@ -278,3 +279,33 @@ async def test_cancelled_from_outside(store, small_options):
         await task
     assert store.objects == {}
     assert store.requests.now == store.uploads.now == 0
+
+
+async def test_sealed_parts_stay_within_the_budget(store, small_options):
+    """One buffer for each part, whether it is sealed from where it lies or copied first."""
+    source = Memory([bytes([seed]) * 300_000 for seed in range(12)], views=range(0, 12, 2))
+    packs = planned(source.values, pack_size=600_000, part_size=2 * BLOCK)
+    part = sealed_size(2 * BLOCK)
+    nbytes = [len(value) for value in source.values]
+    source.allocate = store.allocate
+    options = small_options(memory_budget=4 * part, max_requests=8, part_size=2 * BLOCK)
+
+    async def some_turns(key, number):
+        for _ in range(number % 7):
+            await asyncio.sleep(0.001)
+
+    store.before_part = some_turns
+    key = MasterKey(bytes(32))
+    objects = await upload_packs(store, source, packs, nbytes, options=options, recorder=Recorder(), seal=key.of_object)
+
+    assert store.staged_bytes.now == 0
+    assert part < store.staged_bytes.peak <= 4 * part
+    for entry, (name, plan) in zip(objects, packs, strict=True):
+        stored = store.objects[name]
+        assert len(stored) == sealed_size(entry.size)
+        assert set(store.parts[name][:-1]) == {part}
+        whole = memoryview(bytearray(entry.size))
+        assert not key.of_object(name).open(memoryview(stored), [whole], first_block=0, last=True)
+        assert whole == plan.header + b"".join(source.values[index] for index in plan.entries)
+        assert first_bad_block([whole], 0, entry.sums, entry.block_size) is None
+    assert sorted(source.released) == list(range(12))

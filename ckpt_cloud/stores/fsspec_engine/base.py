@@ -9,7 +9,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -107,12 +107,12 @@ class FsspecStore(ABC):
             raise Damaged(f"the object has {info.size} bytes, more than {limit}", self._at(key))
         if len(data) != info.size:
             raise StoreUnavailable(f"get: {len(data)} bytes came instead of {info.size}", self._at(key))
-        return data, ObjectInfo(key, info.size, info.version, info.modified_unix_s)
+        return data, replace(info, key=key)
 
     async def head(self, key: str) -> ObjectInfo:
         # Of the whole object no byte is read: none has fewer than none.
         _, info = await self._run("head", key, lambda: self._fetch(self._path(key), -1))
-        return ObjectInfo(key, info.size, info.version, info.modified_unix_s)
+        return replace(info, key=key)
 
     async def get_range(self, key: str, start: int, end: int, version: str | None = None) -> memoryview:
         if start == end:
@@ -136,7 +136,7 @@ class FsspecStore(ABC):
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
         async for page in self._pages(prefix, flat=True):
             for info in page.infos:
-                yield ObjectInfo(self._key(info.key), info.size, info.version, info.modified_unix_s)
+                yield replace(info, key=self._key(info.key))
 
     async def list_children(self, prefix: str = "") -> Sequence[str]:
         names = [folder.rstrip("/") async for page in self._pages(prefix, flat=False) for folder in page.folders]

@@ -23,10 +23,10 @@ from ckpt_cloud.errors import (
     StoreUnavailable,
     Throttled,
     Unsupported,
-    scrubbed,
 )
+from ckpt_cloud.redaction import scrubbed
 from ckpt_cloud.stores.foreign_errors import BY_CODE, gibberish, untrusted
-from ckpt_cloud.stores.reaching import unanswered
+from ckpt_cloud.stores.reaching import UNDECIDED, unanswered
 
 Translate = Callable[[Exception, str, str], CkptCloudError | None]
 """Our error for a library's, an operation and a URL; None for one that is nobody's answer, such as a `TypeError`."""
@@ -198,7 +198,7 @@ def by_status(status: int, operation: str, url: str, permission_hint: str) -> Ck
     if status in known:
         kind, message, hint = known[status]
         return kind(f"{operation}: {message}", url, hint)
-    if 400 <= status < 500 and status not in (408, 409):
+    if 400 <= status < 500 and status not in UNDECIDED:
         return RequestRefused(f"{operation}: the store answered {status}", url)
     return StoreUnavailable(f"{operation}: the store answered {status}", url, "try again")
 

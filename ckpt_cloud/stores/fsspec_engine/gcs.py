@@ -6,6 +6,8 @@ and composed; whoever dies before that leaves components behind, which `list_upl
 
 from __future__ import annotations
 
+import base64
+import binascii
 import contextlib
 import itertools
 import json
@@ -18,6 +20,7 @@ from functools import partial
 from typing import Any
 
 from ckpt_cloud.errors import BucketNotFound, CkptCloudError, PreconditionFailed, StoreUnavailable
+from ckpt_cloud.format.checksum import crc32c
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores import google_settings
 from ckpt_cloud.stores.base import ANY, CREATE, Condition, ObjectInfo, Replace, UnfinishedUpload
@@ -28,6 +31,7 @@ from ckpt_cloud.stores.fsspec_engine.loops import at_once, close_on
 from ckpt_cloud.stores.fsspec_engine.parts import Part, streamed
 from ckpt_cloud.stores.fsspec_engine.uploads import UploadingStore
 from ckpt_cloud.stores.location import Location
+from ckpt_cloud.workers import in_thread
 
 _COMPOSED = 32
 """Most sources of one compose request."""
@@ -37,7 +41,7 @@ _NEVER = "1"
 """A generation that no object has: they are times in microseconds."""
 _PAGE = "1000"
 _COMPONENT = re.compile(r"(?P<key>.+)\.part-(?P<id>[0-9a-f]{12})-(?:[0-9]{5}|c[0-9]+-[0-9]{5})")
-_FIELDS = "name,size,generation,updated"
+_FIELDS = "name,size,generation,updated,crc32c"
 
 
 @dataclass(slots=True)
@@ -68,9 +72,13 @@ class GCSStore(UploadingStore):
         return str((await self._insert(path, pieces, **kept))["generation"])
 
     async def _insert(self, path: str, pieces: Sequence[memoryview], **parameters: str) -> Any:
-        """A multipart upload in HTTP's sense: emulators ignore conditions on others."""
+        """A multipart upload in HTTP's sense: emulators ignore conditions on others.
+
+        Google refuses it if what arrives has another CRC32C than is said here.
+        """
         boundary = secrets.token_hex(16)
-        about = json.dumps({"name": path, "contentType": "application/octet-stream"})
+        sum_ = base64.b64encode((await in_thread(_crc32c, pieces)).to_bytes(4, "big")).decode()
+        about = json.dumps({"name": path, "contentType": "application/octet-stream", "crc32c": sum_})
         head = (
             f"--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{about}\r\n"
             f"--{boundary}\r\nContent-Type: application/octet-stream\r\n\r\n"
@@ -289,4 +297,21 @@ def _generation(condition: Condition) -> str:
 def _info(item: Any) -> ObjectInfo:
     # Python 3.11 reads Google's "Z".
     modified = datetime.fromisoformat(item["updated"]).timestamp()
-    return ObjectInfo(item["name"], int(item.get("size", 0)), str(item["generation"]), modified)
+    sum_ = _decoded(item.get("crc32c", ""))
+    return ObjectInfo(item["name"], int(item.get("size", 0)), str(item["generation"]), modified, sum_)
+
+
+def _decoded(text: str) -> int | None:
+    """Of Base64 in the order of the network."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return int.from_bytes(data, "big") if len(data) == 4 else None
+
+
+def _crc32c(pieces: Sequence[memoryview]) -> int:
+    found = 0
+    for piece in pieces:
+        found = crc32c(piece, found)
+    return found
