@@ -29,8 +29,8 @@ class AtHand:
 
     async def __aiter__(self) -> AsyncIterator[Buffer]:
         for buffer in self._buffers:
-            # One that nobody else holds: whoever watches for its end (`PartsInFlight`) would wait for ever.
-            yield memoryview(buffer)
+            # A fresh view, whose end tells that it was let go: the buffers themselves stay here.
+            yield memoryview(buffer)[:]
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,9 +102,9 @@ def test_two_ranks_claim_one_chunk_with_other_bytes(ranks):
 def test_the_fence_is_held_against_the_oldest_rank(ranks):
     """A collector that raised it between the ranks' ids took the data of the one below."""
     one, other = ranks.results
-    own = Uploaded.decode(one[0].storage_data).attempt
+    fence = min(Uploaded.decode(each[0].storage_data).attempt for each in (one, other))
     store = open_store(parse_url(ranks.url), StoreOptions())
-    bridge.run(store.put("COMMIT", registers.encode(Register("aborted", own, own))))
+    bridge.run(store.put("COMMIT", registers.encode(Register("aborted", fence, fence))))
     with pytest.raises(AttemptAborted):
         ranks.finish([one, changed(other, attempt=f"{1:032x}")])
     ranks.finish([one, other])
