@@ -29,7 +29,8 @@ class AtHand:
 
     async def __aiter__(self) -> AsyncIterator[Buffer]:
         for buffer in self._buffers:
-            yield buffer
+            # A fresh view, whose end tells that it was let go: the buffers themselves stay here.
+            yield memoryview(buffer)[:]
 
 
 @dataclass(frozen=True, slots=True)

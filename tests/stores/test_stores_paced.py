@@ -294,3 +294,17 @@ async def test_buffers_at_hand_go_as_they_are_until_the_store_throttles():
     assert taken[0] == (True, 6)
     assert taken[1][0] is False, "now each part waits for its turn"
     assert store.pace.limit == 3
+
+
+async def test_buffers_at_hand_do_not_hold_up_a_store_that_throttles():
+    """Each part has its turn until it is let go, though the buffers stay."""
+
+    class Below(Scripted):
+        async def put_multipart(self, key, source, *, part_size, concurrency):
+            return b"".join([bytes(buffer) async for buffer in source()])
+
+    store = paced(Below())
+    store.pace.limit = 1
+    buffers = [memoryview(bytes([at]) * 4) for at in range(20)]
+    stored = await store.put_multipart("k", lambda: AtHand(buffers), part_size=4, concurrency=6)
+    assert stored == b"".join(buffers)
