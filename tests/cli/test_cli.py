@@ -143,3 +143,7 @@ def test_resolve_prints_what_is_there(tmp_path):
     (tmp_path / "dead/data/01a21531c95e76e4a862da8bcf80f971").mkdir(parents=True)
     (tmp_path / "dead/data/01a21531c95e76e4a862da8bcf80f971/0.safetensors").write_bytes(b"x")
     assert json.loads(command("resolve", tmp_path / "dead", "--json").stdout)["state"] == "aborted"
+    ckpt_cloud.delete(tmp_path / "it")
+    assert json.loads(command("resolve", tmp_path / "it", "--json").stdout)["state"] == "deleted"
+    assert command("resolve", tmp_path / "none").returncode == 1
+    assert not (tmp_path / "none").exists()

@@ -398,6 +398,13 @@ def test_ls_hides_what_is_gone(root):
     assert command("ls", root).returncode == 1
 
 
+def test_ls_takes_no_probes_for_a_checkpoint(root):
+    """What a doctor that was killed leaves lies under `data/`, right beside the checkpoints."""
+    (root / "data/01a21531c95e76e4a862da8bcf80f971").mkdir(parents=True)
+    (root / "data/01a21531c95e76e4a862da8bcf80f971/probe").write_bytes(b"x")
+    assert [info.name for info in ckpt_cloud.list_checkpoints(root)] == ["step-10", "step-20"]
+
+
 def test_ls_of_a_checkpoint_says_what_it_is(root):
     done = command("ls", root / "step-10")
     assert (done.returncode, done.stdout) == (1, "")
