@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter
 
-from ckpt_cloud.encryption import EncryptionKey
+from ckpt_cloud.encryption import EncryptionKey, Keyring
 from ckpt_cloud.errors import (
     CheckpointNotFound,
     CheckpointPerRank,
@@ -71,8 +71,10 @@ def save(
         CkptCloudError: on every rank, of the lowest rank that failed. Unless it is `CommitStateUnknown`, nothing was
             published and what was uploaded has been deleted as far as possible.
     """
-    writer = _writer(storage_writer, compression, encryption_key, encryption_key_id)
+    keyring = Keyring.of(encryption_key, encryption_key_id)
+    # Locals may be shown beside a traceback.
     del encryption_key
+    writer = _writer(storage_writer, compression, keyring)
     began = time.perf_counter()
     try:
         saved: Metadata = dcp.save(
@@ -126,8 +128,10 @@ def async_save(
     Raises:
         SaveInFlight: an earlier save is not done, and this one may not wait. Decide alike on all ranks.
     """
-    writer = _writer(storage_writer, compression, encryption_key, encryption_key_id)
+    keyring = Keyring.of(encryption_key, encryption_key_id)
+    # Locals may be shown beside a traceback.
     del encryption_key
+    writer = _writer(storage_writer, compression, keyring)
     _turn(in_flight)
     response = dcp.async_save(
         state_dict,
@@ -146,22 +150,11 @@ def async_save(
     return _under_way(_settled(response, writer, no_dist=no_dist))
 
 
-def _writer(
-    given: StorageWriter | None,
-    compression: Literal["zstd"] | None,
-    encryption_key: EncryptionKey | None,
-    encryption_key_id: str | None,
-) -> StorageWriter:
+def _writer(given: StorageWriter | None, compression: Literal["zstd"] | None, keys: Keyring) -> StorageWriter:
     if given is None:
-        return ObjectStoreWriter(
-            compression=compression, encryption_key=encryption_key, encryption_key_id=encryption_key_id
-        )
-    refused = "compression" if compression is not None else ""
-    if encryption_key is not None or encryption_key_id is not None:
-        refused = "encryption_key"
+        return ObjectStoreWriter(compression=compression, encryption_key=keys)
+    refused = "encryption_key" if keys else "compression" if compression is not None else ""
     if refused:
-        # Locals may be shown beside a traceback.
-        del encryption_key
         hint = f"pass it to the writer: ObjectStoreWriter(url, {refused}=...)"
         raise InvalidOption(f"{refused}= is for save's own writer, and another was given", hint=hint)
     return given
@@ -227,8 +220,10 @@ def load(
         CkptCloudError: on every rank, of the lowest rank that failed. `StateMismatch` lists every key and shape that
             does not fit.
     """
-    reader = _reader(storage_reader, encryption_key, verify=verify)
+    keyring = Keyring.of(encryption_key)
+    # Locals may be shown beside a traceback.
     del encryption_key
+    reader = _reader(storage_reader, keyring, verify=verify)
     began = time.perf_counter()
     if planner is None:
         planner = SelectiveLoadPlanner(keys, rename, strict)
@@ -256,12 +251,10 @@ def load(
     return planner.result if isinstance(planner, SelectiveLoadPlanner) else LoadResult()
 
 
-def _reader(given: StorageReader | None, encryption_key: EncryptionKey | None, *, verify: bool) -> StorageReader:
+def _reader(given: StorageReader | None, keys: Keyring, *, verify: bool) -> StorageReader:
     if given is None:
-        return ObjectStoreReader(encryption_key=encryption_key, verify=verify)
-    if encryption_key is not None or not verify:
-        # Locals may be shown beside a traceback.
-        del encryption_key
+        return ObjectStoreReader(encryption_key=keys, verify=verify)
+    if keys or not verify:
         hint = "pass encryption_key= and verify= to ObjectStoreReader"
         raise InvalidOption("encryption_key= and verify= are for load's own reader, and another was given", hint=hint)
     return given

@@ -84,6 +84,9 @@ class ObjectStoreReader(StorageReader):
         InvalidURL, InvalidOption: at once.
     """
 
+    # A traceback with locals shows one whose options were refused, too.
+    _url: str | os.PathLike[str] | None = None
+
     def __init__(
         self,
         url: str | os.PathLike[str] | None = None,

@@ -106,6 +106,9 @@ class ObjectStoreWriter(StorageWriter):
         InvalidURL, InvalidOption: at once.
     """
 
+    # A traceback with locals shows one whose options were refused, too.
+    _url: str | os.PathLike[str] | None = None
+
     def __init__(
         self,
         url: str | os.PathLike[str] | None = None,

@@ -231,11 +231,11 @@ def test_by_keyword(tmp_path):
         got = emptied(state)
         ckpt_cloud.load(got, checkpoint_id=tmp_path / name, encryption_key=KEY)
         assert same(got, state)
-    for option, value in options.items():
+    for given in ({"compression": "zstd"}, {"encryption_key": KEY, "encryption_key_id": "k"}):
         for call in (ckpt_cloud.save, ckpt_cloud.async_save):
             with pytest.raises(InvalidOption, match="own writer, and another was given") as refused:
-                call(state, storage_writer=ObjectStoreWriter(tmp_path / "3"), **{option: value})
-            assert option.removesuffix("_id") in refused.value.hint
+                call(state, storage_writer=ObjectStoreWriter(tmp_path / "3"), **given)
+            assert next(iter(given)) in refused.value.hint
 
 
 def test_small_chunks_alone_are_not_coded(tmp_path):

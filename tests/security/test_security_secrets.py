@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 import ckpt_cloud
 from ckpt_cloud import CommitOptions, ObjectStoreReader, ObjectStoreWriter, RetryOptions, StoreOptions
-from ckpt_cloud.errors import CkptCloudError
+from ckpt_cloud.errors import CkptCloudError, InvalidOption
 from tests.faults import server as faults
 from tests.faults.dialect import Answer
 from tests.faults.server import FaultServer
@@ -326,6 +326,21 @@ def test_encryption_keys(tmp_path, said, call, damage, form):
         said.append((error.with_traceback(_ours(error.__traceback__)), given is not fails))
     if call not in ("gc", "manager") and damage != "a function that fails":
         assert said
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_encryption_keys_beside_an_option_that_is_refused(tmp_path, said, form):
+    state, options = {"w": torch.ones(5)}, {"encryption_key": FORMS[form], "encryption_key_id": "k"}
+    calls = (
+        lambda: ckpt_cloud.save(state, checkpoint_id=tmp_path, compression="lz4", **options),
+        lambda: ckpt_cloud.async_save(state, checkpoint_id=tmp_path, compression="lz4", **options),
+        lambda: ckpt_cloud.save(state, storage_writer=ObjectStoreWriter(tmp_path), **options),
+        lambda: ckpt_cloud.load(state, storage_reader=ObjectStoreReader(tmp_path), encryption_key=FORMS[form]),
+    )
+    for call in calls:
+        with pytest.raises(InvalidOption) as refused:
+            call()
+        said.append((refused.value.with_traceback(_ours(refused.tb)), True))
 
 
 def test_what_holds_encryption_keys_shows_and_carries_none(tmp_path):

@@ -301,7 +301,11 @@ async def test_buffers_at_hand_do_not_hold_up_a_store_that_throttles():
 
     class Below(Scripted):
         async def put_multipart(self, key, source, *, part_size, concurrency):
-            return b"".join([bytes(buffer) async for buffer in source()])
+            whole = bytearray()
+            async for buffer in source():
+                whole += buffer
+                del buffer
+            return bytes(whole)
 
     store = paced(Below())
     store.pace.limit = 1
