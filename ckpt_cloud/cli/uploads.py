@@ -16,7 +16,7 @@ def run(root: str, *, older_than_hours: float, abort: bool, yes: bool, as_json: 
     """Prints the unfinished uploads under `root`, oldest first; aborts them if asked to, and if the user agrees."""
     age = timedelta(hours=older_than_hours)
     found = list_uploads(root, older_than=age)
-    if not found:
+    if not found and not list_uploads(root, older_than=timedelta(0)):
         check_not_empty(root, "nothing lies here, and no upload is unfinished")
     if not as_json and found:
         table = Table(Column("key", overflow="fold"), "begun (UTC)", "upload", box=None)

@@ -18,6 +18,7 @@ class ServerConformance(StoreConformance):
     """Subclasses give the fixtures `server` and `place`, `scheme` and `engine`."""
 
     engine = "native"
+    folder = "run {}"
 
     @property
     def options(self):
@@ -34,7 +35,7 @@ class ServerConformance(StoreConformance):
     def prefix(self, server, monkeypatch, nobodys_cloud):
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)
-        return f"run {secrets.token_hex(4)}/step-1"
+        return f"{self.folder.format(secrets.token_hex(4))}/step-1"
 
     async def test_neighbours_are_not_listed(self, place):
         place.write("k", b"mine")

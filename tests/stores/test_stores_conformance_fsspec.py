@@ -67,7 +67,9 @@ class TestUsersS3fs(S3fsConformance):
 
 
 class TestUsersDirectoryOfS3fs(TestUsersS3fs):
-    """The bucket is not in the URL."""
+    """The bucket is not in the URL; what stands in its place must look like one."""
+
+    folder = "run-{}"
 
     def opened(self, server, bucket, prefix):
         _, options = super().opened(server, bucket, prefix)
