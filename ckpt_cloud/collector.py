@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from ckpt_cloud import bridge, protocol
 from ckpt_cloud.catalog import CheckpointInfo, describe
-from ckpt_cloud.commit import check_conditions, move_register, nothing_here, read_manifest, read_register
+from ckpt_cloud.commit import check_conditions, move_register, nothing_here, rank_roots, read_manifest, read_register
 from ckpt_cloud.encryption import EncryptionKey, Keyring
 from ckpt_cloud.errors import (
     CheckpointIncomplete,
@@ -37,7 +37,6 @@ from ckpt_cloud.format.layout import (
     PROBE,
     first_id,
     id_unix_ms,
-    is_rank_path,
     join,
     manifest_key,
     names_a_key,
@@ -334,7 +333,7 @@ async def _resolve(store: ObjectStore, location: Location, options: CommitOption
 
 
 async def _delete(store: ObjectStore, options: CommitOptions) -> None:
-    ranks = filter(is_rank_path, await store.list_children())
+    ranks = await rank_roots(store)
     found = await _at_once(_AT_ONCE, (_delete_place(store, path, options) for path in ("", *ranks)))
     if "checkpoint" in found:
         return

@@ -41,6 +41,7 @@ from ckpt_cloud.format.register import CODED_CHUNKS, ENCRYPTED, ManifestRef, Reg
 from ckpt_cloud.options import CommitOptions
 from ckpt_cloud.protocol import Answer, Failed, Intent, Put, ReadBack, Seen, Step
 from ckpt_cloud.stores import CREATE, Condition, ObjectStore, Replace
+from ckpt_cloud.stores.reaching import HINT
 from ckpt_cloud.workers import in_thread
 
 _MANIFEST_LIMIT = 1 << 32
@@ -73,9 +74,8 @@ async def _read_register(store: ObjectStore, key: str) -> Seen:
     except Damaged as error:
         raise CorruptCommit(f"COMMIT is not one of ours: {error.message}", f"{store.url}/{key}") from None
     except TimeoutError:
-        hint = "check the endpoint, the network and proxies on the way, then try again"
         message = f"COMMIT could not be read within {_REGISTER_TIMEOUT_S:.0f} s"
-        raise StoreUnavailable(message, f"{store.url}/{key}", hint) from None
+        raise StoreUnavailable(message, f"{store.url}/{key}", HINT) from None
     return Seen(registers.decode(data, f"{store.url}/{key}"), info.version)
 
 
@@ -166,7 +166,7 @@ async def committed(store: ObjectStore, accept: Callable[[Register, str], None] 
     if register is None:
         raise await nothing_here(store)
     if register.manifest is None:
-        if any(map(is_rank_path, await store.list_children())):
+        if await rank_roots(store):
             # A save for all ranks was given up or deleted here; it says nothing of those of single ranks.
             raise _per_rank(store)
         raise CheckpointDeleted(f"the checkpoint is {register.state}", store.url, "load another one")
@@ -362,6 +362,11 @@ def _pauses(options: CommitOptions) -> Iterator[float]:
     while True:
         yield random.uniform(0, longest)
         longest = min(options.max_pause_s, longest * 2)
+
+
+async def rank_roots(store: ObjectStore) -> list[str]:
+    """Paths of the checkpoints of single ranks at `store`, in their order."""
+    return [name for name in await store.list_children() if is_rank_path(name)]
 
 
 def _per_rank(store: ObjectStore) -> CkptCloudError:

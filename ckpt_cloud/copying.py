@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from msgspec import structs
 
 from ckpt_cloud import bridge, protocol
-from ckpt_cloud.commit import admit, open_manifest, publish, read_register
+from ckpt_cloud.commit import admit, open_manifest, publish, rank_roots, read_register
 from ckpt_cloud.encryption import EncryptionKey, Encryptions, Keyring, Seal
 from ckpt_cloud.errors import (
     AttemptAborted,
@@ -34,7 +34,7 @@ from ckpt_cloud.errors import (
 from ckpt_cloud.events import Listener, Recorder, Report, fan_out
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.checksum import first_bad_block
-from ckpt_cloud.format.layout import is_rank_path, manifest_key, mint_id, pack_key
+from ckpt_cloud.format.layout import manifest_key, mint_id, pack_key
 from ckpt_cloud.format.manifest import Manifest, ObjectEntry
 from ckpt_cloud.format.sealing import BLOCK, NONCE_BYTES, ObjectKey, blocks_of, room_within, sealed_size
 from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
@@ -135,7 +135,7 @@ def copy(
         attempt = one()
     except CheckpointPerRank:
         bridge.run(_refuse_whole(Place.at(goal, target_store or StoreOptions())))
-        for rank in bridge.run(_ranks_at(Place.at(origin, source_store or StoreOptions()))):
+        for rank in bridge.run(rank_roots(Place.at(origin, source_store or StoreOptions()).control)):
             one(rank)
         attempt = ""
     return Copied(goal.url, attempt, recorder.report)
@@ -152,10 +152,6 @@ def _run(work: _Copy) -> str:
         if not (isinstance(failure, CommitStateUnknown) or (isinstance(failure, KeyboardInterrupt) and work.in_doubt)):
             bridge.run(work.discard())
         raise
-
-
-async def _ranks_at(place: Place) -> list[str]:
-    return [name for name in await place.control.list_children() if is_rank_path(name)]
 
 
 async def _refuse_whole(place: Place) -> None:

@@ -12,7 +12,7 @@ from ckpt_cloud.encryption import EncryptionKey, Keyring
 from ckpt_cloud.errors import CheckpointPerRank, DecryptionFailed, NotFound, RangeNotSatisfiable
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.checksum import bad_blocks, whole_sum
-from ckpt_cloud.format.layout import DATA_PREFIX, is_rank_path
+from ckpt_cloud.format.layout import DATA_PREFIX
 from ckpt_cloud.format.manifest import Manifest, ObjectEntry
 from ckpt_cloud.format.structure import faults
 from ckpt_cloud.options import StoreOptions, TransferOptions
@@ -159,9 +159,8 @@ async def _verify(location: Location, how: _How, *, whole: bool) -> Verification
 
 async def _verify_ranks(control: ObjectStore, location: Location, how: _How) -> Verification:
     found = Verification(location.url, "", how.deep)
-    for name in await control.list_children():
-        if is_rank_path(name):
-            found.add(await _verify(location.child(name), how, whole=False))
+    for name in await commit.rank_roots(control):
+        found.add(await _verify(location.child(name), how, whole=False))
     return found
 
 

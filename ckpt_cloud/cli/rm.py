@@ -11,8 +11,9 @@ from ckpt_cloud.catalog import describe
 from ckpt_cloud.cli.ending import confirm, interruptible
 from ckpt_cloud.cli.output import console, note, print_json, utc
 from ckpt_cloud.collector import delete
+from ckpt_cloud.commit import rank_roots
 from ckpt_cloud.errors import CheckpointIncomplete, CheckpointNotFound
-from ckpt_cloud.format.layout import is_rank_path, join
+from ckpt_cloud.format.layout import join
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores import open_store, parse_url
 
@@ -48,7 +49,7 @@ async def _look(url: str) -> Doomed:
     location = parse_url(url)
     store = open_store(location, StoreOptions(), first_contact=True)
     info = await describe(store, location)
-    ranks = list(filter(is_rank_path, await store.list_children()))
+    ranks = await rank_roots(store)
     data = [each for place in ("", *ranks) async for each in store.list(join(place, "data"))]
     state = f"of {len(ranks)} single rank(s)" if ranks and info.state != "committed" else str(info.state)
     if info.state == "incomplete" and not data and not ranks:

@@ -51,6 +51,13 @@ class ObjectEntry(msgspec.Struct, array_like=True, frozen=True):
     digests: bytes = b""
 
 
+def _objects(number: int, coded: Coded | None) -> list[int]:
+    """Of what lies in object `number`, unless it is coded or stored nowhere."""
+    if coded is not None:
+        return coded.objects
+    return [number] if number >= 0 else []
+
+
 class Chunk(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Part of a tensor, stored in row-major order.
 
@@ -70,9 +77,7 @@ class Chunk(msgspec.Struct, array_like=True, frozen=True, gc=False):
     @property
     def objects(self) -> list[int]:
         """Numbers of the objects that it lies in."""
-        if self.coded is not None:
-            return self.coded.objects
-        return [self.object] if self.object >= 0 else []
+        return _objects(self.object, self.coded)
 
 
 class TensorEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -110,9 +115,7 @@ class ItemEntry(msgspec.Struct, array_like=True, frozen=True):
     @property
     def objects(self) -> list[int]:
         """Numbers of the objects that it lies in."""
-        if self.coded is not None:
-            return self.coded.objects
-        return [self.object] if self.object >= 0 else []
+        return _objects(self.object, self.coded)
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
