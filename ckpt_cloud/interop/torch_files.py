@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ MAGIC = b"PK\x03\x04"
 _PICKLE_LIMIT = 1 << 30
 _MAX_DEPTH = 200
 _MAX_VALUES = 20_000_000
+_MAX_INSIDE = 256 << 20
+"""Bytes of the tensors within one item, such as a tuple, which is read when the file is opened."""
 
 
 async def open_torch(store: ObjectStore, info: ObjectInfo, url: str) -> Contents:
@@ -39,7 +42,7 @@ async def open_torch(store: ObjectStore, info: ObjectInfo, url: str) -> Contents
     state = open_pickle(pickled, where)
     if not isinstance(state, dict):
         raise Unsupported(f"the file holds a {type(state).__name__}; only dicts are read", where)
-    return _Opening(listed, root, where).contents(state, url, store.url, File(info.key, info.size, info.version))
+    return await _Opening(store, info, listed, root).contents(state, url)
 
 
 async def _directory(store: ObjectStore, info: ObjectInfo, where: str) -> list[zips.Member]:
@@ -69,12 +72,14 @@ async def _check_byte_order(
 
 
 class _Opening:
-    def __init__(self, listed: dict[str, zips.Member], root: str, where: str) -> None:
+    def __init__(self, store: ObjectStore, info: ObjectInfo, listed: dict[str, zips.Member], root: str) -> None:
+        self._store = store
+        self._info = info
         self._listed = listed
         self._root = root
-        self._where = where
+        self._where = f"{store.url}/{info.key}"
 
-    def contents(self, state: dict[Any, Any], url: str, under: str, file: File) -> Contents:
+    async def contents(self, state: dict[Any, Any], url: str) -> Contents:
         plain = _StandIns(self._where)
         flat, paths = flatten_state_dict(plain.of(state))
         tensors: dict[str, Tensor] = {}
@@ -84,8 +89,31 @@ class _Opening:
                 view = plain.views[value.shape[0]]
                 tensors[fqn] = Tensor(view.dtype, view.shape, self._boxes(fqn, view))
             else:
-                items[fqn] = Item(_saved(value))
-        return Contents(url, "torch", under, [file], tensors, items, paths)
+                items[fqn] = Item(_saved(await self._filled(fqn, value)))
+        file = File(self._info.key, self._info.size, self._info.version)
+        return Contents(url, "torch", self._store.url, [file], tensors, items, paths)
+
+    async def _filled(self, fqn: str, value: Any) -> Any:
+        """An item with its tensors: DCP takes no tuple apart, so that they have no names to be asked for by."""
+        views = list(_views_in(value))
+        size = sum(span(view) * view.dtype.itemsize for view in views)
+        if size > _MAX_INSIDE:
+            hint = "torch.load it, and torch.save them in dicts or lists"
+            raise Unsupported(f"{fqn!r} holds {size} bytes of tensors in a tuple or set", self._where, hint)
+        found = {id(view): await self._tensor(fqn, view) for view in views}
+        return _replaced(value, found) if views else value
+
+    async def _tensor(self, fqn: str, view: View) -> torch.Tensor:
+        if not self._boxes(fqn, view):
+            return torch.empty(view.shape, dtype=view.dtype)
+        member = self._listed[f"{self._root}data/{view.storage.key}"]
+        key, version = self._info.key, self._info.version
+        end = min(self._info.size, member.start + zips.LOCAL_BYTES)
+        head = await self._store.get_range(key, member.start, end, version)
+        width = view.dtype.itemsize
+        start = member.start + zips.data_start(head, self._where) + view.offset * width
+        data = await self._store.get_range(key, start, start + span(view) * width, version)
+        return torch.frombuffer(bytearray(data), dtype=view.dtype).as_strided(view.shape, view.strides).clone()
 
     def _boxes(self, fqn: str, view: View) -> list[Box]:
         if 0 in view.shape:
@@ -123,9 +151,35 @@ class _StandIns:
             return torch.empty(len(self.views) - 1, device="meta")
         if isinstance(value, dict):
             return {key: self.of(each, depth + 1) for key, each in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(self.of(each, depth + 1) for each in value)
+        if isinstance(value, list):
+            return [self.of(each, depth + 1) for each in value]
+        if isinstance(value, tuple):
+            # A leaf for DCP: counted, and left as it is.
+            for each in value:
+                self.of(each, depth + 1)
         return value
+
+
+def _views_in(value: Any) -> Iterator[View]:
+    if isinstance(value, View):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _views_in(each)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for each in value:
+            yield from _views_in(each)
+
+
+def _replaced(value: Any, found: Mapping[int, torch.Tensor]) -> Any:
+    """The value with `found` in place of views, by their ids."""
+    if isinstance(value, View):
+        return found[id(value)]
+    if isinstance(value, dict):
+        return {key: _replaced(each, found) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return type(value)(_replaced(each, found) for each in value)
+    return value
 
 
 def _saved(value: Any) -> bytes:

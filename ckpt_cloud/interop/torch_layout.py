@@ -13,6 +13,7 @@ import pickle
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ import torch._utils
 from ckpt_cloud.interop.objects import Data, Segment
 from ckpt_cloud.interop.torch_pickles import STORAGES
 from ckpt_cloud.interop.zips import ZipLayout
-from ckpt_cloud.planning.slices import strides
+from ckpt_cloud.planning.slices import Ints, strides
 
 _ROOT = "archive"
 _TYPES = {name: storage for storage, name in STORAGES.items()}
@@ -34,38 +35,50 @@ class Placeholder:
         self.data = data
 
 
+@dataclass(frozen=True, slots=True)
 class _Storage:
-    def __init__(self, key: str, data: Data) -> None:
-        self.key = key
-        self.data = data
+    key: str
+    dtype: torch.dtype
+    nbytes: int
 
 
 class _Pickler(pickle.Pickler):
-    """As torch.save pickles, with placeholders for tensors; collects their data in the order of their storages."""
+    """As torch.save pickles, with placeholders for tensors; collects their data in the order of their storages.
+
+    Tensors that are there, since they are within an item, are bytes of the file.
+    """
 
     def __init__(self, buffer: io.BytesIO) -> None:
         super().__init__(buffer, protocol=2)
-        self.found: list[Data] = []
+        self.found: list[Data | bytes] = []
 
     def persistent_id(self, obj: Any) -> Any:
         if not isinstance(obj, _Storage):
             return None
-        name = _TYPES.get(str(obj.data.dtype).removeprefix("torch."))
+        name = _TYPES.get(str(obj.dtype).removeprefix("torch."))
         kind: Any = torch.UntypedStorage if name is None else getattr(torch, name)
-        length = obj.data.nbytes if name is None else obj.data.nbytes // obj.data.dtype.itemsize
+        length = obj.nbytes if name is None else obj.nbytes // obj.dtype.itemsize
         return "storage", kind, obj.key, "cpu", length
 
     def reducer_override(self, obj: Any) -> Any:
-        if not isinstance(obj, Placeholder):
-            return NotImplemented
-        data = obj.data
-        storage = _Storage(str(len(self.found)), data)
-        self.found.append(data)
         hooks: OrderedDict[str, Any] = OrderedDict()
-        told = (storage, 0, tuple(data.sizes), strides(data.sizes), False, hooks)
-        if str(data.dtype).removeprefix("torch.") in _TYPES:
+        if isinstance(obj, Placeholder):
+            return self._rebuilt(obj.data, obj.data.dtype, obj.data.sizes, obj.data.nbytes, grad=False)
+        if isinstance(obj, torch.nn.Parameter):
+            return torch._utils._rebuild_parameter, (obj.data, obj.requires_grad, hooks)  # noqa: SLF001 - as torch.save
+        if type(obj) is torch.Tensor and obj.layout is torch.strided:
+            whole = obj.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            return self._rebuilt(whole, obj.dtype, tuple(obj.shape), len(whole), grad=obj.requires_grad)
+        return NotImplemented
+
+    def _rebuilt(self, data: Data | bytes, dtype: torch.dtype, sizes: Ints, nbytes: int, *, grad: bool) -> Any:
+        hooks: OrderedDict[str, Any] = OrderedDict()
+        storage = _Storage(str(len(self.found)), dtype, nbytes)
+        self.found.append(data)
+        told = (storage, 0, sizes, strides(sizes), grad, hooks)
+        if str(dtype).removeprefix("torch.") in _TYPES:
             return torch._utils._rebuild_tensor_v2, told  # noqa: SLF001 - as torch.save does
-        return torch._utils._rebuild_tensor_v3, (*told, data.dtype, None)  # noqa: SLF001
+        return torch._utils._rebuild_tensor_v3, (*told, dtype, None)  # noqa: SLF001
 
 
 def layout(state: Any) -> tuple[int, list[Segment]]:
@@ -77,7 +90,10 @@ def layout(state: Any) -> tuple[int, list[Segment]]:
     archive.add_bytes("data.pkl", buffer.getvalue())
     archive.add_bytes("byteorder", b"little")
     for number, data in enumerate(pickler.found):
-        archive.add_data(f"data/{number}", data)
+        if isinstance(data, bytes):
+            archive.add_bytes(f"data/{number}", data)
+        else:
+            archive.add_data(f"data/{number}", data)
     archive.add_bytes("version", b"3\n")
     return archive.finished()
 

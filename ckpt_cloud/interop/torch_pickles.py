@@ -12,6 +12,7 @@ from ckpt_cloud.errors import CorruptFile
 from ckpt_cloud.format.dtypes import SIZES
 from ckpt_cloud.interop.dcp_metadata import ints
 from ckpt_cloud.interop.pickles import load
+from ckpt_cloud.interop.torch_values import value_names
 from ckpt_cloud.planning.slices import Ints
 from ckpt_cloud.tensors import dtype_of
 
@@ -84,7 +85,7 @@ def _names(where: str) -> Mapping[tuple[str, str], Any]:
     names["torch._utils", "_rebuild_tensor"] = rebuild
     names["torch._utils", "_rebuild_tensor_v3"] = rebuild_typed
     names["torch._utils", "_rebuild_parameter"] = parameter
-    names["torch", "Size"] = tuple
+    names |= value_names(where)
 
     class OrderedDict(dict[Any, Any]):
         """State dicts carry versions as an attribute, which says nothing about the tensors."""

@@ -94,6 +94,20 @@ def test_torch_opens_what_is_written_as_torch(state, tmp_path):
     assert zipfile.ZipFile(tmp_path / "x.pt").testzip() is None
 
 
+def test_tensors_within_items_stay_plain_data(tmp_path):
+    """A tuple is one item for DCP, tensors and all."""
+    inside = (torch.arange(6).reshape(2, 3).t(), 3, torch.ones(2, dtype=torch.float8_e5m2), torch.tensor(2.5))
+    state = {"a": torch.zeros(3), "pair": inside, "one": (torch.nn.Parameter(torch.ones(2)),), "raw": b"ab"}
+    ckpt_cloud.save(state, checkpoint_id=f"file://{tmp_path}/ours", no_dist=True)
+    ckpt_cloud.convert(tmp_path / "ours", tmp_path / "x.pt", to="torch")
+    ckpt_cloud.convert(tmp_path / "x.pt", tmp_path / "again", to="ckpt-cloud")
+    ours = ckpt_cloud.open(tmp_path / "again")
+    for got in (torch.load(tmp_path / "x.pt", weights_only=True), {key: ours[key] for key in ours}):
+        assert same(list(got["pair"]), list(inside))
+        assert torch.equal(got["one"][0], torch.ones(2))
+        assert got["raw"] == b"ab"
+
+
 def test_a_repository_of_many_files(tmp_path):
     state = {f"layer.{number}": torch.full((100,), float(number)) for number in range(7)} | {"step": 5}
     ckpt_cloud.save(state, checkpoint_id=f"file://{tmp_path}/ours", no_dist=True)

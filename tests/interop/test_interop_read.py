@@ -6,6 +6,7 @@ import pickle
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -29,6 +30,7 @@ from ckpt_cloud.errors import (
     UnsupportedTensor,
     UntrustedItem,
 )
+from ckpt_cloud.interop import torch_files
 from tests.interop.states import same, zeros_like
 
 RAN = []
@@ -426,6 +428,24 @@ def test_an_unknown_element_type_is_told_with_key_and_file(tmp_path):
     assert "new.safetensors" in refused.value.url
 
 
+PLAIN_VALUES = [
+    b"ab\xff",
+    b"",
+    bytearray(b"xy"),
+    1 + 2j,
+    {1, 2},
+    frozenset("a"),
+    range(1, 9, 2),
+    torch.Size((1, 2)),
+    torch.device("cuda", 1),
+    torch.bfloat16,
+    torch.strided,
+    np.float64(2.5),
+    np.int32(-4),
+    np.str_("é"),
+]
+
+
 class TestTorch:
     def test_a_file_of_a_nested_state(self, state, tmp_path):
         torch.save(state, tmp_path / "x.pt")
@@ -454,6 +474,32 @@ class TestTorch:
         opened = ckpt_cloud.open(f"file://{tmp_path}/x.pt")
         assert torch.equal(opened["model.weight"], module.weight)
         assert torch.equal(opened["weight"], module.weight)
+
+    def test_tensors_in_a_tuple_are_what_was_saved(self, tmp_path):
+        """DCP takes no tuple apart: it is one item, with its tensors."""
+        square = torch.arange(100.0).reshape(10, 10)
+        inside = (square.t(), 3, {"deep": [square[2:4, 5:], torch.empty(0, 2)]}, torch.tensor(7, dtype=torch.uint16))
+        torch.save(
+            {"a": torch.zeros(3), "pair": inside, "one": (torch.nn.Parameter(torch.ones(2)),)}, tmp_path / "x.pt"
+        )
+        opened = ckpt_cloud.open(f"file://{tmp_path}/x.pt")
+        turned, number, deep, small = opened["pair"]
+        assert number == 3
+        assert same([turned, *deep["deep"], small], [square.t(), square[2:4, 5:], torch.empty(0, 2), inside[3]])
+        assert torch.equal(opened["one"][0], torch.ones(2))
+
+    def test_a_tuple_of_very_large_tensors_is_refused_by_name(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(torch_files, "_MAX_INSIDE", 100)
+        torch.save({"a": torch.zeros(3), "pair": (torch.zeros(26),)}, tmp_path / "x.pt")
+        with pytest.raises(Unsupported, match="'pair' holds 104 bytes"):
+            ckpt_cloud.open(f"file://{tmp_path}/x.pt")
+
+    @pytest.mark.parametrize("value", PLAIN_VALUES, ids=repr)
+    def test_values_of_every_plain_kind(self, tmp_path, value):
+        torch.save({"a": torch.zeros(3), "value": value}, tmp_path / "x.pt")
+        got = ckpt_cloud.open(f"file://{tmp_path}/x.pt")["value"]
+        assert got == value
+        assert type(got) is type(value)
 
     def test_what_would_run_code_does_not(self, tmp_path):
         torch.save({"a": torch.zeros(3), "bad": Marking()}, tmp_path / "x.pt")
