@@ -220,6 +220,7 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DESTINATION.")] = False,
     max_shard: Annotated[float, typer.Option(min=0.001, metavar="GB", help="Of one safetensors file.")] = 5,
     dequantize: Annotated[str, typer.Option(metavar="DTYPE", help="Multiply fp8 weights out, to bfloat16, ...")] = "",
+    block_size: Annotated[int, typer.Option(min=1, help="Rows and columns of fp8 weights with one scale.")] = 128,
     trust: Annotated[bool, typer.Option("--trust", help="Open items that could run code.")] = False,
     source_key_file: SourceKey = None,
     encryption_key_file: NewKey = None,
@@ -235,7 +236,7 @@ def convert(
     from ckpt_cloud.cli import keys
 
     ring = keys.Given.of(source_key_file, encryption_key_file, encryption_key_id, decrypt=decrypt)
-    how = command.How(to, overwrite, int(max_shard * 1e9), dequantize, trust, ring)
+    how = command.How(to, overwrite, int(max_shard * 1e9), dequantize, block_size, trust, ring)
     with _suggesting(source):
         command.run(source, destination, how, as_json=json)
 

@@ -26,6 +26,7 @@ class How:
     overwrite: bool
     max_shard_bytes: int
     dequantize: str
+    block_size: int
     trust: bool
     keys: Given
 
@@ -40,6 +41,7 @@ def run(source: str, destination: str, how: How, *, as_json: bool) -> None:
             overwrite=how.overwrite,
             max_shard_bytes=how.max_shard_bytes,
             dequantize=_dtype(how.dequantize),
+            block_size=how.block_size,
             trust=how.trust,
             source_encryption_key=how.keys.source,
             encryption_key=how.keys.target,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,10 +20,11 @@ from ckpt_cloud.events import Recorder
 from ckpt_cloud.format.layout import COMMIT_KEY
 from ckpt_cloud.interop.any_format import AnyReader, reader_for
 from ckpt_cloud.interop.dcp_files import METADATA_KEY
-from ckpt_cloud.interop.dcp_layout import DcpLayout
+from ckpt_cloud.interop.dcp_layout import DcpLayout, file_number
 from ckpt_cloud.interop.objects import Data, ObjectPlan, ObjectUploader
 from ckpt_cloud.interop.own_format import ITEMS_AT_ONCE, OwnFormat
 from ckpt_cloud.interop.pull import Puller, opened_item
+from ckpt_cloud.interop.repository import Repository
 from ckpt_cloud.interop.safetensors_files import INDEX_KEY, SUFFIX
 from ckpt_cloud.interop.safetensors_layout import MAX_SHARD_BYTES, SINGLE_KEY, check_types, file_plan, index, split
 from ckpt_cloud.interop.torch_layout import Placeholder, layout
@@ -67,6 +68,7 @@ def convert(
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     dequantize: torch.dtype | None = None,
+    block_size: int = 128,
     extensions: ExtensionRegistry | None = None,
     trust: bool = False,
     source_store: StoreOptions | None = None,
@@ -87,9 +89,10 @@ def convert(
         destination: URL; of a file for `torch` and, if it ends in `.safetensors`, for `safetensors`.
         to: `ckpt-cloud`; `dcp`, which DCP's own readers open; `safetensors`, a Hugging Face model repository, or one
             file; `torch`, a file for `torch.load`.
-        overwrite: replace what is at `destination`.
+        overwrite: replace what is at `destination`, which stays until the new one is whole; but for a repository of
+            as many safetensors files, which are replaced one by one.
         max_shard_bytes: of one safetensors file; default 5 GB, as Hugging Face's libraries.
-        dequantize, extensions, trust: as for `ckpt_cloud.open`.
+        dequantize, block_size, extensions, trust: as for `ckpt_cloud.open`.
         source_store, destination_store: as `store` of `ObjectStoreReader` and `ObjectStoreWriter`.
         transfer: of both.
         source_encryption_key, encryption_key, encryption_key_id, decrypt: as for `copy`. Only `ckpt-cloud` can be
@@ -100,7 +103,8 @@ def convert(
 
     Raises:
         CheckpointExists: something is at `destination`, and `overwrite` is off.
-        InvalidOption: the new format cannot be encrypted, and `decrypt` is off.
+        InvalidOption: the new format cannot be encrypted, and `decrypt` is off; or files of the source would be
+            replaced one by one.
         UnsupportedTensor: elements that the new format has no name for; nothing was written.
         Whatever opening and reading `source`, or writing, raises; what was written is deleted as far as possible.
     """
@@ -111,11 +115,12 @@ def convert(
     # Locals may be shown beside a traceback.
     del source_encryption_key, encryption_key
     settings = {"store": source_store, "transfer": transfer, "trust": trust}
-    foreign = {"dequantize": dequantize, "extensions": extensions}
+    foreign = {"dequantize": dequantize, "block_size": block_size, "extensions": extensions}
     reader = reader_for(source, settings, foreign, {}, own={"encryption_key": keys.source})
     options = Settings.of(destination_store, transfer, None, None, {})
     puller = Puller(reader)
-    work = _Conversion(puller, os.fspath(destination), options, overwrite, _target_keys(reader, keys, to))
+    keyring = _target_keys(reader, keys, to)
+    work = _Conversion(puller, os.fspath(destination), options, overwrite, keyring, _files_of(reader, source_store))
     if to == "ckpt-cloud":
         report = work.to_own().report
     elif to == "dcp":
@@ -152,6 +157,14 @@ def _target_keys(reader: AnyReader, keys: Encryptions, to: Format) -> Keyring:
     return (keys.target or keys.source).like(register)
 
 
+def _files_of(reader: AnyReader, store: StoreOptions | None) -> set[tuple[str | None, str]]:
+    """Endpoint and URL of every file that is read from, of other formats than ours."""
+    if isinstance(reader, ObjectStoreReader):
+        return set()
+    endpoint = store.endpoint_url if store else None
+    return {(endpoint, url) for url in reader.files}
+
+
 def _read(reader: AnyReader) -> int:
     return reader.report.bytes_moved
 
@@ -165,9 +178,11 @@ class _Conversion:
     settings: Settings
     overwrite: bool
     keyring: Keyring
+    sources: set[tuple[str | None, str]]
     left_out: list[str] = field(default_factory=list)
     recorder: Recorder = field(default_factory=Recorder)
     written: list[str] = field(default_factory=list)
+    kept: set[str] = field(default_factory=set)
 
     def to_own(self) -> Recorder:
         options = {
@@ -185,14 +200,20 @@ class _Conversion:
 
     def to_dcp(self) -> Recorder:
         store = self._store(self.destination)
-        self._claim(store, METADATA_KEY)
-        told = DcpLayout(self.puller.tensors, self.puller.metadata.planner_data, store.url)
+        there = self._claim(store, METADATA_KEY)
+        # What is replaced stays whole until the new metadata are there: new files have other names.
+        old = bridge.run(_dcp_files(store)) if there else {}
+        first = max(old.values(), default=-1) + 1
+        told = DcpLayout(self.puller.tensors, self.puller.metadata.planner_data, store.url, first=first)
         with self._cleaned(store):
             for plan in told.files():
                 self._upload(store, plan)
             for at in range(0, len(self.puller.items), ITEMS_AT_ONCE):
                 self._put(store, *told.add_items(self._items(at)))
-            self._put(store, METADATA_KEY, told.metadata())
+            self._put_last(store, METADATA_KEY, told.metadata(), replaced=there)
+        if old:
+            with contextlib.suppress(CkptCloudError):
+                bridge.run(store.delete(sorted(old)))
         return self.recorder
 
     def to_safetensors(self, max_shard_bytes: int) -> Recorder:
@@ -202,14 +223,28 @@ class _Conversion:
         if self.destination.endswith(SUFFIX):
             return self._to_file(lambda name: file_plan(name, tensors, list(tensors)))
         store = self._store(self.destination)
-        self._claim(store, INDEX_KEY, SINGLE_KEY)
+        self._claim(store)
+        replaced = Repository(store)
+        replaced.claim(overwrite=self.overwrite)
         files = split(tensors, max_shard_bytes, None)
+        single = list(files) == [SINGLE_KEY]
+        self._check_sources(store, files)
+        replaced.begin(files)
+        self.kept |= replaced.old & {SINGLE_KEY}
         with self._cleaned(store):
             for name, fqns in files.items():
                 self._upload(store, file_plan(name, tensors, fqns))
-            if list(files) != [SINGLE_KEY]:
-                self._put(store, INDEX_KEY, index(files, tensors))
+            if not single:
+                self._put_last(store, INDEX_KEY, index(files, tensors), replaced=INDEX_KEY in replaced.old)
+        replaced.end(files if single else [INDEX_KEY, *files])
         return self.recorder
+
+    def _check_sources(self, store: ObjectStore, files: Collection[str]) -> None:
+        """Refuses to replace what is still to be read, file by file; a single one is replaced at once, at the end."""
+        endpoint = self.settings.store.endpoint_url
+        if len(files) > 1 and any((endpoint, f"{store.url}/{name}") in self.sources for name in files):
+            hint = "choose another destination"
+            raise InvalidOption(f"files of the source would be replaced while they are read ({store.url})", hint=hint)
 
     def to_torch(self) -> Recorder:
         state: dict[str, Any] = {
@@ -229,7 +264,9 @@ class _Conversion:
         if not name:
             raise InvalidURL("the destination should be a file", self.destination, "add a name, such as model.pt")
         store = self._store(replace(location, path=folder).url)
-        self._claim(store, name)
+        if self._claim(store, name):
+            # Replaced at once, or not at all.
+            self.kept.add(name)
         with self._cleaned(store):
             self._upload(store, plan(name))
         return self.recorder
@@ -237,18 +274,27 @@ class _Conversion:
     def _store(self, url: str) -> ObjectStore:
         return open_store(parse_url(url), self.settings.store)
 
-    def _claim(self, store: ObjectStore, *keys: str) -> None:
-        """Refuses what is there, or takes first what would make a half-written checkpoint visible."""
-        for key in (COMMIT_KEY, *keys):
-            try:
-                bridge.run(store.head(key))
-            except NotFound:
-                continue
-            if not self.overwrite or key == COMMIT_KEY:
-                hint = "choose another URL" + ("" if key == COMMIT_KEY else ", or pass overwrite=True (--overwrite)")
-                raise CheckpointExists(f"{key} is already there", store.url, hint)
-            if key in (METADATA_KEY, INDEX_KEY):
-                bridge.run(store.delete([key]))
+    def _claim(self, store: ObjectStore, key: str | None = None) -> bool:
+        """Whether `key` is there, to be replaced; refused unless that is wanted.
+
+        Raises:
+            CheckpointExists: it is, or a checkpoint of ours, which is never mixed with another format.
+        """
+        if self._there(store, COMMIT_KEY):
+            raise CheckpointExists(f"{COMMIT_KEY} is already there", store.url, "choose another URL")
+        if key is None or not self._there(store, key):
+            return False
+        if not self.overwrite:
+            hint = "choose another URL, or pass overwrite=True (--overwrite)"
+            raise CheckpointExists(f"{key} is already there", store.url, hint)
+        return True
+
+    def _there(self, store: ObjectStore, key: str) -> bool:
+        try:
+            bridge.run(store.head(key))
+        except NotFound:
+            return False
+        return True
 
     def _upload(self, store: ObjectStore, plan: ObjectPlan) -> None:
         self.written.append(plan.key)
@@ -260,15 +306,29 @@ class _Conversion:
         self.recorder.moved("up", key, len(content))
         self.recorder.report.objects += 1
 
+    def _put_last(self, store: ObjectStore, key: str, content: bytes, *, replaced: bool) -> None:
+        """Puts what makes all the rest visible."""
+        if replaced:
+            # If it is not clear whether it was stored, either the old one is there or the new: both must be whole.
+            self.written.clear()
+            self.kept.add(key)
+        self._put(store, key, content)
+
     @contextlib.contextmanager
     def _cleaned(self, store: ObjectStore) -> Iterator[None]:
-        """Deletes what was written if anything fails, as far as the store lets it."""
+        """Deletes what was written if anything fails, as far as the store lets it; what was there before stays."""
         try:
             yield
         except BaseException:
             with contextlib.suppress(CkptCloudError):
-                bridge.run(store.delete(self.written))
+                bridge.run(store.delete([key for key in self.written if key not in self.kept]))
             raise
 
     def _items(self, at: int) -> dict[str, bytes]:
         return self.puller.pull_items(self.puller.items[at : at + ITEMS_AT_ONCE])
+
+
+async def _dcp_files(store: ObjectStore) -> dict[str, int]:
+    """Numbers of the `.distcp` files right under the store's URL, by key."""
+    numbers = {info.key: file_number(info.key) async for info in store.list()}
+    return {key: number for key, number in numbers.items() if number is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,21 +25,33 @@ from ckpt_cloud.interop.torch_layout import Placeholder, layout
 from ckpt_cloud.options import GIB, MIB
 from ckpt_cloud.planning.slices import Ints
 
+_FILE = re.compile(r"__\d+_(\d+)\.distcp")
+
 FILE_BYTES = 1 * GIB
 """Of one `.distcp` file, about."""
 CHUNK_BYTES = 512 * MIB
 """A larger tensor is cut into chunks along its first dimension: DCP's own reader takes a chunk whole into memory."""
 
 
-class DcpLayout:
-    """A checkpoint of DCP's format: files to write, in order, and then the metadata."""
+def file_number(key: str) -> int | None:
+    """Number of a file of DCP's own, of whichever rank; None for anything else."""
+    found = _FILE.fullmatch(key)
+    return int(found[1]) if found else None
 
-    def __init__(self, tensors: Mapping[str, TensorStorageMetadata], paths: Any, url: str) -> None:
+
+class DcpLayout:
+    """A checkpoint of DCP's format: files to write, in order, and then the metadata.
+
+    Args:
+        first: number of the first file, where others are there already.
+    """
+
+    def __init__(self, tensors: Mapping[str, TensorStorageMetadata], paths: Any, url: str, *, first: int = 0) -> None:
         self._tensors = tensors
         # Filled as files are planned and items are written.
         self._storage: dict[MetadataIndex, _StorageInfo] = {}
         self._items: list[str] = []
-        self._files = 0
+        self._files = first
         self._paths = paths
         self._url = url
 

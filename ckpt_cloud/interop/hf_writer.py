@@ -20,17 +20,21 @@ from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
 from ckpt_cloud import bridge
-from ckpt_cloud.errors import CheckpointExists, CkptCloudError, IncompleteSave, NotFound, Unsupported, UnsupportedTensor
+from ckpt_cloud.errors import CkptCloudError, IncompleteSave, Unsupported, UnsupportedTensor
 from ckpt_cloud.events import Listener, Recorder, Report
 from ckpt_cloud.interop.consolidate import Consolidation
 from ckpt_cloud.interop.contents import Box, Contents, File, Tensor
 from ckpt_cloud.interop.objects import Data, ObjectPlan, ObjectUploader
 from ckpt_cloud.interop.pull import Pull, Puller
 from ckpt_cloud.interop.reader import ForeignReader
+from ckpt_cloud.interop.repository import Repository
 from ckpt_cloud.interop.safetensors_files import INDEX_KEY, NAMES, SHARDING_KEY, SUFFIX
 from ckpt_cloud.interop.safetensors_layout import (
     MAX_SHARD_BYTES,
     SINGLE_KEY,
+    check_mapped,
+    check_names,
+    check_split,
     check_types,
     file_plan,
     header,
@@ -67,7 +71,7 @@ class HuggingFaceWriter(StorageWriter):
         fqn_to_index_mapping: number of the file for each key, from 1; by default files are filled in order.
         max_shard_bytes: of one file, 5 GB by default; not with `fqn_to_index_mapping`.
         consolidate: if False, the shards stay as they are, with their places noted, for readers that know.
-        overwrite: replace a repository that is there.
+        overwrite: replace a repository that is there; with `consolidate` it stays until all shards are uploaded.
         store, transfer, memory_budget, on_event: as for `ObjectStoreWriter`.
 
     Raises:
@@ -90,6 +94,7 @@ class HuggingFaceWriter(StorageWriter):
     ) -> None:
         super().__init__()
         self._settings = Settings.of(store, transfer, None, memory_budget, store_options)
+        check_split(max_shard_bytes, fqn_to_index_mapping)
         self._mapping = fqn_to_index_mapping
         self._max_shard_bytes = max_shard_bytes
         self._consolidate = consolidate
@@ -98,6 +103,7 @@ class HuggingFaceWriter(StorageWriter):
         # What follows changes: the URL with every reset, the rest with every save.
         self._url = url
         self._recorder = Recorder(on_event)
+        self._replaced: Repository | None = None
         self.copied_bytes = 0
         if url is not None:
             location_of(url)
@@ -106,7 +112,7 @@ class HuggingFaceWriter(StorageWriter):
         return f"<HuggingFaceWriter {self.checkpoint_id or 'without a URL'}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_on_event": None, "_recorder": Recorder()}
+        return {**self.__dict__, "_on_event": None, "_recorder": Recorder(), "_replaced": None}
 
     @property
     def checkpoint_id(self) -> str | None:
@@ -144,14 +150,23 @@ class HuggingFaceWriter(StorageWriter):
         self._recorder = Recorder(self._on_event)
         self.copied_bytes = 0
         if is_coordinator:
-            self._claim(self._store())
+            self._replaced = Repository(self._store())
+            self._replaced.claim(overwrite=self._overwrite)
+            if not self._consolidate:
+                # Shards are written under their names at once, and would mix with those that are there.
+                self._replaced.clear()
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """The plan as it is.
 
         Raises:
             UnsupportedTensor: an item that is no tensor, or elements that safetensors has no name for.
+            UnknownKey: `fqn_to_index_mapping` lacks a key.
         """
+        names = [item.index.fqn for item in plan.items]
+        check_names(names)
+        if self._mapping is not None:
+            check_mapped(names, self._mapping)
         for item in plan.items:
             data = item.tensor_data
             if item.type is WriteItemType.BYTE_IO or data is None:
@@ -208,12 +223,15 @@ class HuggingFaceWriter(StorageWriter):
             contents = _contents(self._store().url, tensors, stored)
             files = split(tensors, self._max_shard_bytes, self._mapping)
             store = self._store()
+            replaced = self._replaced or Repository(store)
+            replaced.begin(files)
             work = self._consolidation(store, contents)
             for name, fqns in files.items():
                 bridge.run(work.write(file_plan(name, tensors, fqns)))
             self.copied_bytes = work.copied_bytes
             if list(files) != [SINGLE_KEY]:
                 bridge.run(store.put(INDEX_KEY, index(files, tensors)))
+            replaced.end(files if list(files) == [SINGLE_KEY] else [INDEX_KEY, *files])
             with contextlib.suppress(CkptCloudError):
                 bridge.run(store.delete(sorted({place.key for place in stored.values()})))
 
@@ -224,17 +242,6 @@ class HuggingFaceWriter(StorageWriter):
         uploader = ObjectUploader(store, puller, self._settings.transfer, self._recorder)
         composer = open_composer(location_of(self._url), self._settings.store)
         return Consolidation(store, contents, puller, uploader, composer)
-
-    def _claim(self, store: ObjectStore) -> None:
-        for key in (INDEX_KEY, SINGLE_KEY):
-            try:
-                bridge.run(store.head(key))
-            except NotFound:
-                continue
-            if not self._overwrite:
-                hint = "choose another URL, or pass overwrite=True"
-                raise CheckpointExists(f"{key} is already there", store.url, hint)
-            bridge.run(store.delete([key]))
 
     def _store(self) -> ObjectStore:
         return open_store(location_of(self._url), self._settings.store)

@@ -111,6 +111,11 @@ class ForeignReader(StorageReader):
         """`dcp`, `safetensors` or `torch`, once it was opened."""
         return self._contents.format if self._contents else ""
 
+    @property
+    def files(self) -> list[str]:
+        """URLs of the files that hold what was opened."""
+        return [self._contents.where(number) for number in range(len(self._contents.files))] if self._contents else []
+
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
         """Whether `checkpoint_id` is a URL, or a path, that can be opened."""

@@ -167,10 +167,7 @@ async def open_indexed(store: ObjectStore, index_key: str, url: str) -> Contents
         MissingObject: it names a file that is not there.
         CorruptFile: it names a key that its file does not have, or does not decode; or as `open_safetensors`.
     """
-    data, _ = await store.get(index_key, limit=_INDEX_LIMIT)
-    weights = parse_index(data, f"{store.url}/{index_key}")
-    folder = index_key.rpartition("/")[0]
-    weights = {key: f"{folder}/{name}" if folder else name for key, name in weights.items()}
+    weights = await read_index(store, index_key)
 
     async def head(name: str) -> ObjectInfo:
         try:
@@ -188,14 +185,36 @@ async def open_indexed(store: ObjectStore, index_key: str, url: str) -> Contents
     return await _gather(store, files, url, weights)
 
 
+async def read_index(store: ObjectStore, index_key: str) -> dict[str, str]:
+    """Which file holds which key, by the index at `index_key`; files are relative to the store's URL.
+
+    Raises:
+        NotFound: there is none.
+        CorruptFile: as `parse_index`.
+    """
+    data, _ = await store.get(index_key, limit=_INDEX_LIMIT)
+    weights = parse_index(data, f"{store.url}/{index_key}")
+    folder = index_key.rpartition("/")[0]
+    return {key: f"{folder}/{name}" if folder else name for key, name in weights.items()}
+
+
 def parse_index(data: bytes, where: str) -> dict[str, str]:
     """The weight map of an index: file by key.
 
     Raises:
-        CorruptFile: it does not decode, or names a file outside the repository.
+        CorruptFile: it does not decode, names a file outside the repository, or gives a key two files.
     """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            names = [name for name, _ in pairs]
+            key = next(name for name in names if names.count(name) > 1)
+            raise CorruptFile(f"the index names {key!r} more than once", where, "keep the entry of the right file")
+        return table
+
     try:
-        index = json.loads(data)
+        index = json.loads(data, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise CorruptFile(f"the index does not decode: {error}", where) from None
     weights = plain(index.get("weight_map") if isinstance(index, dict) else None, dict, f"the weight map of {where}")

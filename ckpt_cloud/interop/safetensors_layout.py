@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 import torch
@@ -18,6 +18,8 @@ from ckpt_cloud.interop.safetensors_files import NAMES, SUFFIX
 SINGLE_KEY = f"model{SUFFIX}"
 MAX_SHARD_BYTES = 5_000_000_000
 """Of one file, as in Hugging Face's libraries."""
+RESERVED = "__metadata__"
+"""In a header: what is said of the file."""
 
 
 def nbytes_of(entry: TensorStorageMetadata) -> int:
@@ -27,16 +29,27 @@ def nbytes_of(entry: TensorStorageMetadata) -> int:
 
 
 def check_types(tensors: Mapping[str, TensorStorageMetadata], url: str) -> None:
-    """Refuses tensors that safetensors has no name for.
+    """Refuses tensors that safetensors cannot hold.
 
     Raises:
         UnsupportedTensor: naming them.
     """
+    check_names(tensors)
     types = {fqn: entry.properties.dtype for fqn, entry in tensors.items()}
     others = [f"{fqn} ({dtype})" for fqn, dtype in types.items() if dtype not in NAMES]
     if others:
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         raise UnsupportedTensor(f"safetensors has no such elements: {', '.join(others[:5])}{more}", url)
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuses the one name that a header has another use for.
+
+    Raises:
+        UnsupportedTensor: a tensor has it.
+    """
+    if RESERVED in names:
+        raise UnsupportedTensor(f"safetensors has no room for a tensor of the name {RESERVED!r}", hint="rename it")
 
 
 def header(entries: Sequence[tuple[str, torch.dtype, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
@@ -45,7 +58,7 @@ def header(entries: Sequence[tuple[str, torch.dtype, Sequence[int]]], metadata: 
     Raises:
         UnsupportedTensor: more than a header can hold.
     """
-    table: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
+    table: dict[str, object] = {RESERVED: {"format": "pt", **metadata}}
     at = 0
     for name, dtype, shape in entries:
         nbytes = math.prod(shape) * dtype.itemsize
@@ -79,11 +92,36 @@ def split(
 
     Raises:
         UnknownKey: a tensor that `mapping` does not have.
+        InvalidOption: as `check_split`.
     """
+    check_split(max_shard_bytes, mapping)
     groups = by_mapping(tensors, mapping) if mapping is not None else by_size(tensors, max_shard_bytes)
     if len(groups) <= 1 and mapping is None:
         return {SINGLE_KEY: groups[0] if groups else []}
     return {file_name(number, len(groups)): group for number, group in enumerate(groups, 1)}
+
+
+def check_split(max_shard_bytes: int, mapping: Mapping[str, int] | None) -> None:
+    """Refuses sizes and numbers that no files can have.
+
+    Raises:
+        InvalidOption: naming it.
+    """
+    if max_shard_bytes < 1:
+        raise InvalidOption(f"max_shard_bytes is {max_shard_bytes}; it must be positive")
+    if mapping is not None and any(number < 1 for number in mapping.values()):
+        raise InvalidOption("fqn_to_index_mapping counts files from 1")
+
+
+def check_mapped(names: Iterable[str], mapping: Mapping[str, int]) -> None:
+    """Refuses tensors that `mapping` has no file for.
+
+    Raises:
+        UnknownKey: naming the first.
+    """
+    for name in names:
+        if name not in mapping:
+            raise UnknownKey(f"fqn_to_index_mapping does not say in which file {name!r} goes")
 
 
 def file_name(number: int, count: int) -> str:
@@ -93,8 +131,6 @@ def file_name(number: int, count: int) -> str:
 
 def by_size(tensors: Mapping[str, TensorStorageMetadata], max_shard_bytes: int) -> list[list[str]]:
     """Keys in order, in groups of at most `max_shard_bytes`."""
-    if max_shard_bytes < 1:
-        raise InvalidOption(f"max_shard_bytes is {max_shard_bytes}; it must be positive")
     groups: list[list[str]] = []
     room = 0
     for fqn, entry in tensors.items():
@@ -109,11 +145,7 @@ def by_size(tensors: Mapping[str, TensorStorageMetadata], max_shard_bytes: int) 
 
 def by_mapping(tensors: Mapping[str, TensorStorageMetadata], mapping: Mapping[str, int]) -> list[list[str]]:
     """Keys in groups by their number in `mapping`; every number up to the largest has one."""
-    missing = [fqn for fqn in tensors if fqn not in mapping]
-    if missing:
-        raise UnknownKey(f"fqn_to_index_mapping does not say in which file {missing[0]!r} goes")
-    if any(number < 1 for number in mapping.values()):
-        raise InvalidOption("fqn_to_index_mapping counts files from 1")
+    check_mapped(tensors, mapping)
     groups: list[list[str]] = [[] for _ in range(max(mapping.values(), default=1))]
     for fqn in tensors:
         groups[mapping[fqn] - 1].append(fqn)

@@ -181,6 +181,103 @@ def test_a_damaged_source_ends_in_its_error(tmp_path):
         ckpt_cloud.convert(tmp_path / "x.pt", tmp_path / "out", to="dcp")
 
 
+@pytest.fixture
+def damaged(tmp_path):
+    """A checkpoint of two tensors that opens, and fails when the second is read."""
+    dcp.save({"a": torch.ones(60_000), "b": torch.ones(60_000)}, checkpoint_id=str(tmp_path / "damaged"), no_dist=True)
+    file = tmp_path / "damaged" / "__0_0.distcp"
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    return tmp_path / "damaged"
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_failed_replacement_leaves_what_was_there(tmp_path, damaged, to):
+    ckpt_cloud.save({"old": torch.arange(5)}, checkpoint_id=f"file://{tmp_path}/ours", no_dist=True)
+    out = tmp_path / "out"
+    ckpt_cloud.convert(tmp_path / "ours", out, to=to)
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file() and "out" in path.parts)
+    with pytest.raises(CorruptFile, match="'b' cannot be opened") as failed:
+        ckpt_cloud.convert(damaged, out, to=to, overwrite=True)
+    assert "weights_only" not in str(failed.value)
+    assert torch.equal(ckpt_cloud.open(out)["old"], torch.arange(5))
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file() and "out" in path.parts) == before
+
+
+def test_a_failed_replacement_by_other_files_leaves_the_repository(tmp_path, damaged):
+    ckpt_cloud.save({f"{n}": torch.full((5,), n) for n in range(3)}, checkpoint_id=f"file://{tmp_path}/ours")
+    ckpt_cloud.convert(tmp_path / "ours", tmp_path / "out", to="safetensors", max_shard_bytes=1)
+    before = sorted((tmp_path / "out").iterdir())
+    assert len(before) == 4
+    with pytest.raises(CorruptFile):
+        ckpt_cloud.convert(damaged, tmp_path / "out", to="safetensors", max_shard_bytes=1, overwrite=True)
+    assert sorted((tmp_path / "out").iterdir()) == before
+    assert ckpt_cloud.open(tmp_path / "out")["2"].eq(2).all()
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_onto_itself(state, tmp_path, to):
+    state = plain(state)
+    ckpt_cloud.save(state, checkpoint_id=f"file://{tmp_path}/ours", no_dist=True)
+    ckpt_cloud.convert(tmp_path / "ours", tmp_path / "out", to=to)
+    for _ in range(2):
+        ckpt_cloud.convert(tmp_path / "out", tmp_path / "out", to=to, overwrite=True)
+    got = zeros_like(state)
+    ckpt_cloud.load(got, checkpoint_id=f"file://{tmp_path}/out", no_dist=True)
+    assert same(got, state)
+    if to == "dcp":
+        assert len(list((tmp_path / "out").iterdir())) == 2
+        got = zeros_like(state)
+        dcp.load(got, storage_reader=FileSystemReader(tmp_path / "out"), no_dist=True)
+        assert same(got, state)
+
+
+def test_files_of_the_source_are_not_replaced_while_they_are_read(tmp_path):
+    state = {f"{n}": torch.full((5,), n) for n in range(3)}
+    ckpt_cloud.save(state, checkpoint_id=f"file://{tmp_path}/ours", no_dist=True)
+    out = tmp_path / "out"
+    ckpt_cloud.convert(tmp_path / "ours", out, to="safetensors", max_shard_bytes=1)
+    with pytest.raises(InvalidOption, match="files of the source"):
+        ckpt_cloud.convert(out, out, to="safetensors", max_shard_bytes=1, overwrite=True)
+    assert same(dict(ckpt_cloud.open(out)), state)
+
+
+@pytest.mark.parametrize(("old", "new"), [(1, 10**6), (10**6, 1), (1, 60), (60, 1), (1, 1)])
+def test_a_replaced_repository_leaves_no_files(tmp_path, old, new):
+    """Not even a model.safetensors, which Hugging Face's libraries would load rather than the index."""
+    first = {f"{n}": torch.full((5,), n) for n in range(4)}
+    second = {f"{n}": torch.full((5,), 10 + n) for n in range(1, 5)}
+    ckpt_cloud.save(first, checkpoint_id=f"file://{tmp_path}/first", no_dist=True)
+    ckpt_cloud.save(second, checkpoint_id=f"file://{tmp_path}/second", no_dist=True)
+    ckpt_cloud.convert(tmp_path / "first", tmp_path / "out", to="safetensors", max_shard_bytes=old)
+    ckpt_cloud.convert(tmp_path / "second", tmp_path / "out", to="safetensors", max_shard_bytes=new, overwrite=True)
+    ckpt_cloud.convert(tmp_path / "second", tmp_path / "fresh", to="safetensors", max_shard_bytes=new)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        path.name for path in (tmp_path / "fresh").iterdir()
+    )
+    assert same(dict(ckpt_cloud.open(tmp_path / "out")), second)
+
+
+def test_files_that_the_old_index_names_go_too(tmp_path):
+    from safetensors.torch import save_file
+
+    (tmp_path / "out").mkdir()
+    save_file({"a": torch.ones(3)}, tmp_path / "out" / "weights.safetensors")
+    (tmp_path / "out" / "model.safetensors.index.json").write_text('{"weight_map": {"a": "weights.safetensors"}}')
+    ckpt_cloud.save({"a": torch.zeros(3)}, checkpoint_id=f"file://{tmp_path}/ours", no_dist=True)
+    ckpt_cloud.convert(tmp_path / "ours", tmp_path / "out", to="safetensors", overwrite=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]
+
+
+def test_the_name_that_a_header_needs_itself(tmp_path):
+    state = {"__metadata__": torch.ones(3), "b": torch.ones(2)}
+    ckpt_cloud.save(state, checkpoint_id=f"file://{tmp_path}/ours", no_dist=True)
+    with pytest.raises(UnsupportedTensor, match="__metadata__"):
+        ckpt_cloud.convert(tmp_path / "ours", tmp_path / "out", to="safetensors")
+    ckpt_cloud.convert(tmp_path / "ours", tmp_path / "out", to="dcp")
+    assert same(dict(ckpt_cloud.open(tmp_path / "out")), state)
+
+
 def test_an_unknown_format_is_told(tmp_path):
     with pytest.raises(InvalidOption, match="ckpt-cloud, dcp, safetensors, torch"):
         ckpt_cloud.convert(tmp_path, tmp_path / "out", to="onnx")
@@ -195,6 +292,21 @@ def test_fp8_is_multiplied_out_on_the_way(tmp_path):
     got = load_file(tmp_path / "out" / "model.safetensors")
     assert list(got) == ["l.weight"]
     assert torch.equal(got["l.weight"], torch.full((200, 100), 3.0, dtype=torch.bfloat16))
+
+
+def test_blocks_of_another_size(tmp_path):
+    from safetensors.torch import save_file
+
+    scales = torch.arange(1.0, 7.0).reshape(3, 2)
+    save_file(
+        {"l.weight": torch.ones(12, 7).to(torch.float8_e4m3fn), "l.weight_scale_inv": scales},
+        tmp_path / "x.safetensors",
+    )
+    want = scales.repeat_interleave(5, 0)[:12].repeat_interleave(5, 1)[:, :7]
+    ckpt_cloud.convert(
+        tmp_path / "x.safetensors", tmp_path / "out.pt", to="torch", dequantize=torch.float32, block_size=5
+    )
+    assert torch.equal(torch.load(tmp_path / "out.pt")["l.weight"], want)
 
 
 def test_from_the_shell(state, tmp_path, capsys):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import ckpt_cloud
 from ckpt_cloud import ForeignReader, HuggingFaceWriter
-from ckpt_cloud.errors import CheckpointExists, UnknownKey, UnsupportedTensor
+from ckpt_cloud.errors import CheckpointExists, InvalidOption, PermissionDenied, UnknownKey, UnsupportedTensor
 from ckpt_cloud.interop.consolidate import plan_parts
 from ckpt_cloud.stores.compose import Copied
 from tests.dcp import ranks
@@ -128,18 +128,64 @@ def test_what_is_there_is_kept(tmp_path):
     assert ckpt_cloud.open(url)["a"].eq(0).all()
 
 
+@pytest.mark.parametrize(("old", "new"), [(1, 10**6), (10**6, 1), (1, 60), (1, 1)])
+def test_a_replaced_repository_leaves_no_files(tmp_path, old, new):
+    url, fresh = f"file://{tmp_path}/repo", f"file://{tmp_path}/fresh"
+    first = {f"{n}": torch.full((5,), n) for n in range(4)}
+    second = {f"{n}": torch.full((5,), 10 + n) for n in range(1, 5)}
+    dcp.save(first, storage_writer=HuggingFaceWriter(url, max_shard_bytes=old), no_dist=True)
+    dcp.save(second, storage_writer=HuggingFaceWriter(url, max_shard_bytes=new, overwrite=True), no_dist=True)
+    dcp.save(second, storage_writer=HuggingFaceWriter(fresh, max_shard_bytes=new), no_dist=True)
+    assert sorted(path.name for path in (tmp_path / "repo").iterdir()) == sorted(
+        path.name for path in (tmp_path / "fresh").iterdir()
+    )
+    assert same(dict(ckpt_cloud.open(url)), second)
+
+
+def test_a_save_that_fails_keeps_the_repository_that_it_would_replace(tmp_path, store_faults):
+    url = f"file://{tmp_path}/repo"
+    dcp.save({"a": torch.ones(3)}, storage_writer=HuggingFaceWriter(url), no_dist=True)
+    store_faults.fail("put", "*shard*", PermissionDenied)
+    with pytest.raises(PermissionDenied):
+        ckpt_cloud.save({"a": torch.zeros(3)}, storage_writer=HuggingFaceWriter(url, overwrite=True), no_dist=True)
+    assert ckpt_cloud.open(url)["a"].eq(1).all()
+
+
+def test_shards_that_were_left_are_replaced_and_never_mixed_with_others(tmp_path):
+    url = f"file://{tmp_path}/repo"
+    dcp.save({"a": torch.ones(3)}, storage_writer=HuggingFaceWriter(url, consolidate=False), no_dist=True)
+    for consolidate in (True, False):
+        with pytest.raises(CheckpointExists, match="shard-00001"):
+            ckpt_cloud.save({"b": torch.ones(3)}, storage_writer=HuggingFaceWriter(url, consolidate=consolidate))
+        writer = HuggingFaceWriter(url, consolidate=consolidate, overwrite=True)
+        dcp.save({"b": torch.ones(3)}, storage_writer=writer, no_dist=True)
+        assert list(ckpt_cloud.open(url)) == ["b"]
+        dcp.save({"a": torch.ones(3)}, storage_writer=HuggingFaceWriter(url, consolidate=False, overwrite=True))
+        assert list(ckpt_cloud.open(url)) == ["a"]
+
+
+def test_what_cannot_be_split_is_told_at_once(tmp_path):
+    with pytest.raises(InvalidOption, match="max_shard_bytes is 0"):
+        HuggingFaceWriter(f"file://{tmp_path}/repo", max_shard_bytes=0)
+    with pytest.raises(InvalidOption, match="from 1"):
+        HuggingFaceWriter(f"file://{tmp_path}/repo", fqn_to_index_mapping={"a": 0})
+
+
 def test_what_safetensors_cannot_hold_is_named(tmp_path):
     writer = HuggingFaceWriter(f"file://{tmp_path}/repo")
     with pytest.raises(UnsupportedTensor, match="'step' is no tensor"):
         ckpt_cloud.save({"a": torch.ones(3), "step": 3}, storage_writer=writer, no_dist=True)
     with pytest.raises(UnsupportedTensor, match="complex128, which 'z'"):
         ckpt_cloud.save({"z": torch.zeros(3, dtype=torch.complex128)}, storage_writer=writer, no_dist=True)
+    with pytest.raises(UnsupportedTensor, match="__metadata__"):
+        ckpt_cloud.save({"__metadata__": torch.ones(3)}, storage_writer=writer, no_dist=True)
 
 
 def test_a_mapping_without_a_key(tmp_path):
     writer = HuggingFaceWriter(f"file://{tmp_path}/repo", fqn_to_index_mapping={"a": 1})
     with pytest.raises(UnknownKey, match="'b'"):
         ckpt_cloud.save({"a": torch.ones(3), "b": torch.ones(3)}, storage_writer=writer, no_dist=True)
+    assert list(tmp_path.rglob("*.safetensors")) == []
 
 
 def nbytes(part):

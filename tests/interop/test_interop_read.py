@@ -376,6 +376,12 @@ class TestSafetensors:
         with pytest.raises(CorruptFile, match="'a'"):
             ckpt_cloud.open(repository)
 
+    def test_an_index_that_gives_a_key_two_files(self, repository, tmp_path):
+        path = tmp_path / "model.safetensors.index.json"
+        path.write_text('{"weight_map": {"a": "one.safetensors", "b": "one.safetensors", "a": "two.safetensors"}}')
+        with pytest.raises(CorruptFile, match="'a' more than once"):
+            ckpt_cloud.open(f"file://{tmp_path}")
+
     @pytest.mark.parametrize("text", ["", "{", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 1}}', "[" * 100_000])
     def test_an_index_that_does_not_decode(self, repository, tmp_path, text):
         (tmp_path / "repo" / "model.safetensors.index.json").write_text(text)
