@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ckpt_cloud.catalog import CheckpointInfo, latest, list_checkpoints
     from ckpt_cloud.collector import Collected, Garbage, delete, gc, resolve
     from ckpt_cloud.copying import Copied, copy
-    from ckpt_cloud.events import BytesMoved, PartEnded, PhaseBegan, PhaseEnded, Report
+    from ckpt_cloud.events import BytesMoved, PartEnded, PhaseBegan, PhaseEnded, PhaseResized, Report
     from ckpt_cloud.interop.convert import Converted, convert
     from ckpt_cloud.interop.hf_writer import HuggingFaceWriter
     from ckpt_cloud.interop.lazy import Checkpoint, TensorSlice, open  # noqa: A004 - only as ckpt_cloud.open
@@ -82,6 +82,7 @@ _HOMES = {
     "PartEnded": "events",
     "PhaseBegan": "events",
     "PhaseEnded": "events",
+    "PhaseResized": "events",
     "Policy": "manager.policies",
     "Report": "events",
     "RetryOptions": "options",
@@ -144,6 +145,7 @@ __all__ = [
     "PartEnded",
     "PhaseBegan",
     "PhaseEnded",
+    "PhaseResized",
     "Policy",
     "Report",
     "RetryOptions",

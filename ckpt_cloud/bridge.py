@@ -19,6 +19,8 @@ from ckpt_cloud.errors import AttemptAborted, Unsupported
 T = TypeVar("T")
 
 _STOP_S = 5.0
+_CLEANUP_S = 15.0
+"""Longer than a store takes to abort an upload, or gives up on it."""
 _SETTLE_S = 0.1
 """For the engine's own threads to let go of Python objects: one that needs the interpreter once it is going aborts the
 process (https://docs.python.org/3.11/c-api/init.html#c.PyGILState_Ensure)."""
@@ -30,21 +32,37 @@ _forked_after_use = False
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs `work` on the private loop and returns its result; KeyboardInterrupt cancels it."""
+    """Runs `work` on the private loop and returns its result.
+
+    KeyboardInterrupt cancels it, and waits until it has cleaned up: what it began must not outlive the process. A
+    second one does not wait.
+    """
     if _forked_after_use:
         work.close()
         hint = "start the process with spawn or forkserver, or call ckpt_cloud only after the fork"
         raise Unsupported(
             "this process was forked from one that had used ckpt_cloud; stores do not survive that", hint=hint
         )
-    future = asyncio.run_coroutine_threadsafe(work, event_loop())
+    begun, ended = threading.Event(), threading.Event()
+    future = asyncio.run_coroutine_threadsafe(_noting(work, begun, ended), event_loop())
     try:
         return future.result()
     except KeyboardInterrupt:
+        # Work that is cancelled before its first step has no end.
+        begun.wait(_CLEANUP_S)
         future.cancel()
+        ended.wait(_CLEANUP_S)
         raise
     except FutureCancelled as cancelled:
         raise asyncio.CancelledError from cancelled
+
+
+async def _noting(work: Coroutine[Any, Any, T], begun: threading.Event, ended: threading.Event) -> T:
+    begun.set()
+    try:
+        return await work
+    finally:
+        ended.set()
 
 
 class Stop:

@@ -58,6 +58,19 @@ class PhaseBegan:
 
 
 @dataclass(frozen=True, slots=True)
+class PhaseResized:
+    """What a phase will move is known better: with compression only once everything is compressed.
+
+    Attributes:
+        total_bytes: in place of those of `PhaseBegan`; the last one is exact.
+    """
+
+    name: str
+    total_bytes: int
+    rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class PhaseEnded:
     """A phase of a save or a load is over.
 
@@ -72,7 +85,7 @@ class PhaseEnded:
     rank: int = 0
 
 
-Event = BytesMoved | PartEnded | PhaseBegan | PhaseEnded
+Event = BytesMoved | PartEnded | PhaseBegan | PhaseResized | PhaseEnded
 Listener = Callable[[Event], None]
 
 
@@ -187,6 +200,10 @@ class Recorder:
         """Tells how many bytes the phase will move, once that is known."""
         if total_bytes:
             self._tell(PhaseBegan(name, direction, total_bytes, self._rank))
+
+    def resize(self, name: str, total_bytes: int) -> None:
+        """Tells how many bytes the phase will move, as it is known by now."""
+        self._tell(PhaseResized(name, total_bytes, self._rank))
 
     def _tell(self, event: Event) -> None:
         """A listener that fails is told no more: a save that was committed must not end as one that failed."""

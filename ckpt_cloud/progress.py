@@ -17,7 +17,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from ckpt_cloud.events import Event, Listener, PartEnded, PhaseBegan, PhaseEnded
+from ckpt_cloud.events import Event, Listener, PartEnded, PhaseBegan, PhaseEnded, PhaseResized
 
 
 def bar(label: str, *, file: TextIO | None = None) -> Listener | None:
@@ -47,6 +47,8 @@ class ProgressBar:
         """Takes one event."""
         if isinstance(event, PhaseBegan) and event.rank == 0:
             self._begin(event)
+        elif isinstance(event, PhaseResized) and event.name == self._phase:
+            self._resize(event.total_bytes)
         elif isinstance(event, PartEnded):
             self._advance(event.size_bytes)
         elif isinstance(event, PhaseEnded) and event.name == self._phase:
@@ -67,6 +69,11 @@ class ProgressBar:
             self._shown = Progress(*columns, console=Console(file=self._file), transient=True)
             self._task = self._shown.add_task(self._label, total=event.total_bytes)
             self._shown.start()
+
+    def _resize(self, total_bytes: int) -> None:
+        with self._lock:
+            if self._shown is not None:
+                self._shown.update(self._task, total=total_bytes)
 
     def _advance(self, size_bytes: int) -> None:
         with self._lock:

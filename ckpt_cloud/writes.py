@@ -61,7 +61,7 @@ class Writes:
         plain = sorted(set(range(len(batch.entries))) - set(coded))
         places, objects = await self._plain(batch, planner, plain, beside=sum(batch.entries[n].nbytes for n in coded))
         if coder is not None and coded:
-            more_places, more = await self._coded(batch, planner, coded, coder, after=len(objects))
+            more_places, more = await self._coded(batch, planner, coded, coder, objects)
             places |= more_places
             objects += more
         return places, objects
@@ -95,23 +95,30 @@ class Writes:
         return places, objects
 
     async def _coded(
-        self, batch: Batch, planner: SavePlanner, numbers: Sequence[int], coder: Transforms | Zstd, *, after: int
+        self,
+        batch: Batch,
+        planner: SavePlanner,
+        numbers: Sequence[int],
+        coder: Transforms | Zstd,
+        stored: Sequence[ObjectEntry],
     ) -> tuple[Places, list[ObjectEntry]]:
-        """Entries `numbers` in objects of their own, `after` so many others."""
+        """Entries `numbers` in objects of their own, which come after those that are stored."""
         entries = [batch.entries[number] for number in numbers]
+        beside = sum(sealed_size(entry.size) if self.seal else entry.size for entry in stored)
         found, objects = await upload_coded(
             self.store,
             batch.source(planner, numbers),
             entries,
             coder,
             attempt=self.attempt,
-            new_key=lambda number: self.new_key(after + number),
+            new_key=lambda number: self.new_key(len(stored) + number),
             options=self.options,
             recorder=self.recorder,
+            expect=lambda nbytes: self.recorder.resize("write", beside + nbytes),
             seal=self.seal.of_object if self.seal else None,
         )
         places = {
-            number: Stored(None, -1, 0, entry.nbytes, coded=each.moved(after))
+            number: Stored(None, -1, 0, entry.nbytes, coded=each.moved(len(stored)))
             for number, entry, each in zip(numbers, entries, found, strict=True)
         }
         return places, objects

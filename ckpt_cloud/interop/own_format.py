@@ -60,13 +60,21 @@ class OwnFormat:
         coordinator.set_up_storage_writer(is_coordinator=True)
         try:
             results = self._write_batches()
+        except BaseException:
+            # Interrupts too: nothing can be committed yet.
+            self._discard()
+            raise
+        try:
             coordinator.finish(self._metadata(), results)
         except CommitStateUnknown:
             raise
         except Exception:
-            for writer in self.writers:
-                writer.discard()
+            self._discard()
             raise
+
+    def _discard(self) -> None:
+        for writer in self.writers:
+            writer.discard()
 
     def _write_batches(self) -> list[list[WriteResult]]:
         results: list[list[WriteResult]] = []

@@ -18,6 +18,7 @@ from ckpt_cloud.format.checksum import unpack_sums
 from ckpt_cloud.format.codec import Coded, Extent
 from ckpt_cloud.format.manifest import ObjectEntry
 from ckpt_cloud.format.pack import CodedPart, PackEntry, header, header_bytes_bound
+from ckpt_cloud.format.sealing import sealed_size
 from ckpt_cloud.options import TransferOptions
 from ckpt_cloud.planning.coded import UNIT_BYTES, Job, jobs
 from ckpt_cloud.planning.save import PackPlan, Segment, part_size_for
@@ -84,6 +85,7 @@ async def upload_coded(
     new_key: Callable[[int], str],
     options: TransferOptions,
     recorder: Recorder,
+    expect: Callable[[int], None],
     seal: SealOf | None = None,
 ) -> tuple[list[Coded], list[ObjectEntry]]:
     """Codes all `entries` and uploads them; where each came to lie, and the objects.
@@ -94,6 +96,7 @@ async def upload_coded(
     Args:
         entries: none is empty.
         new_key: of the object of that number, counted from 0; it is called before anything is stored under it.
+        expect: is told how many bytes all objects will have, ever better as entries are coded, and at last exactly.
         seal: if the packs are to be encrypted; `store` then takes them as they come.
 
     Raises:
@@ -109,7 +112,8 @@ async def upload_coded(
         seal=seal,
     )
     budget = Budget(options.memory_budget // 2)
-    work = _Coding(line, source, entries, coder, attempt, new_key, budget, [_Place() for _ in entries])
+    places = [_Place() for _ in entries]
+    work = _Coding(line, source, entries, coder, attempt, new_key, expect, budget, places)
     try:
         async with asyncio.TaskGroup() as group:
             await work.run(group)
@@ -158,11 +162,17 @@ class _Coding:
     coder: FrameCoder | StreamCoder
     attempt: str
     new_key: Callable[[int], str]
+    expect: Callable[[int], None]
     budget: Budget
     # All that follows changes with every piece.
     places: list[_Place]
     open: _Pack = field(default_factory=_Pack)
     stored: list[ObjectEntry | None] = field(default_factory=list)
+    coded_bytes: int = 0
+    """Plain ones that were coded, and below those that were not."""
+    left_bytes: int = 0
+    closed_bytes: int = 0
+    """Of the packs that were closed."""
 
     @property
     def ahead_bytes(self) -> int:
@@ -176,11 +186,14 @@ class _Coding:
 
     async def run(self, group: asyncio.TaskGroup) -> None:
         """Returns when all is coded; the last uploads are then still under way in `group`."""
+        self.left_bytes = sum(entry.nbytes for entry in self.entries)
         async with contextlib.aclosing(self._coded(group)) as coded:
             async for job, pieces in coded:
                 for piece in pieces:
                     await self._add(group, job.entry, piece)
                 del pieces
+                self.coded_bytes += job.nbytes
+                self.left_bytes -= job.nbytes
                 if job.end == self.entries[job.entry].nbytes:
                     self.source.release(job.entry)
         self._close(group)
@@ -306,6 +319,9 @@ class _Coding:
         head = header([self._told(held) for held in pack.held], self.attempt)
         for held in pack.held:
             self.places[held.entry].extents.append((number, len(head) + held.offset, held.nbytes))
+        size = len(head) + pack.size
+        self.closed_bytes += sealed_size(size) if self.line.seal else size
+        self._expect()
         sending = self._send(number, self.new_key(number), head, pack)
         try:
             group.create_task(sending)
@@ -313,6 +329,11 @@ class _Coding:
             # Another upload has failed.
             sending.close()
             raise
+
+    def _expect(self) -> None:
+        """What is still to be coded will shrink as the rest did."""
+        share = self.closed_bytes / self.coded_bytes if self.coded_bytes else 1.0
+        self.expect(self.closed_bytes + round(self.left_bytes * share))
 
     def _told(self, held: _Held) -> PackEntry:
         """What a pack's header says of bytes in it."""

@@ -81,3 +81,37 @@ def test_an_interrupt_in_a_save_is_an_interrupt(file_url):
     assert done.stdout == "interrupted\n", done.stderr
     with pytest.raises(ckpt_cloud.errors.CheckpointNotFound):
         ckpt_cloud.load({}, checkpoint_id=file_url)
+
+
+@pytest.mark.parametrize("to", ["ckpt-cloud", "dcp", "safetensors", "torch"])
+def test_an_interrupt_in_a_conversion_leaves_nothing(tmp_path, to):
+    """Sent when a later window is read, while the one before it is being written."""
+    done = run(
+        """
+        from pathlib import Path
+
+        from ckpt_cloud.interop import objects, own_format
+        from ckpt_cloud.interop.pull import Puller
+
+        objects.WINDOW_BYTES = own_format.BATCH_BYTES = 8 << 20
+        own_format.chunks.__defaults__ = (8 << 20,)
+        ckpt_cloud.save({str(n): torch.ones(3 << 20) for n in range(8)}, checkpoint_id=f"{url}/ours")
+        reads, pull = [], Puller.pull
+
+        def interrupt(self, pulls):
+            reads.append(pulls)
+            if len(reads) == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+            return pull(self, pulls)
+
+        Puller.pull = interrupt
+        try:
+            ckpt_cloud.convert(f"{url}/ours", f"{url}/out", to=TO)
+        except KeyboardInterrupt:
+            print("interrupted")
+        root = Path(url.removeprefix("file://"))
+        print([str(path) for path in root.rglob("*") if path.is_file() and "/out" in str(path)])
+        """.replace("TO)", f"{to!r})"),
+        f"file://{tmp_path}/root",
+    )
+    assert done.stdout == "interrupted\n[]\n", done.stderr

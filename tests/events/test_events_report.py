@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed.checkpoint._extension import ZStandard
 
 import ckpt_cloud
 from ckpt_cloud import ObjectStoreReader, ObjectStoreWriter, RetryOptions, Trace, TransferOptions
-from ckpt_cloud.events import BytesMoved, PartEnded, PhaseBegan, PhaseEnded, Recorder, Report, fan_out
+from ckpt_cloud.events import BytesMoved, PartEnded, PhaseBegan, PhaseEnded, PhaseResized, Recorder, Report, fan_out
 from ckpt_cloud.progress import ProgressBar, bar
 from ckpt_cloud.trace import chrome_trace, lanes
 from tests.faults import server as faults
@@ -51,6 +52,36 @@ def test_parts_are_told_with_their_times_and_cover_every_byte(place, request, tm
     assert {part.direction for part in parts} == {"down"}
     assert sum(part.size_bytes for part in parts) == reader.report.bytes_moved
     assert {event.name for event in events if isinstance(event, PhaseEnded)} == {"open", "read", "apply"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compression": "zstd"},
+        {"compression": "zstd", "encryption_key": bytes(range(32))},
+        {"extensions": [ZStandard()]},
+    ],
+    ids=["zstd", "zstd and encrypted", "a transform"],
+)
+def test_what_is_compressed_is_told_as_it_becomes_known(tmp_path, options):
+    """So that a bar is full when all is stored, and not before."""
+    events = []
+    writer = ObjectStoreWriter(
+        f"memory://{tmp_path.name}/it", memory_budget=32 << 20, on_event=events.append, transfer=PARTS, **options
+    )
+    compressible = {f"flat{number}": torch.full((3 << 20,), number) for number in range(3)}
+    ckpt_cloud.save({**state(), **compressible, "tiny": torch.ones(3)}, storage_writer=writer)
+    (began,) = [event for event in events if isinstance(event, PhaseBegan)]
+    resized = [event for event in events if isinstance(event, PhaseResized)]
+    assert began.total_bytes > resized[-1].total_bytes == writer.report.bytes_moved
+    moved, total = 0, began.total_bytes
+    for event in events:
+        if isinstance(event, PhaseResized):
+            total = event.total_bytes
+        elif isinstance(event, PartEnded):
+            moved += event.size_bytes
+            assert moved <= total
+    assert moved == total
 
 
 def test_retries_are_counted(monkeypatch, nobodys_cloud):
@@ -172,11 +203,14 @@ def test_the_bar_shows_bytes_rate_and_time_left():
     shown(PartEnded("up", "k", 3_000_000, 1.0, 2.0))
     shown._shown.refresh()
     shown(PartEnded("up", "k", 3_000_000, 1.0, 2.0))
+    shown(PhaseResized("write", 8_000_000))
+    shown(PhaseResized("read", 9_000_000))
+    shown(PartEnded("up", "k", 2_000_000, 1.0, 2.0))
     shown(PhaseEnded("write", 1.0))
     text = terminal.getvalue()
     assert "save" in text
     assert "3.0/4.0 MB" in text
-    assert "4.0/4.0 MB" in text, "what is sent twice is not counted twice"
+    assert "6.0/8.0 MB" in text, "what is sent twice is not counted twice, and the total may change"
 
 
 def test_other_ranks_show_no_bar():

@@ -79,10 +79,21 @@ async def coded(store, source, coder, options, recorder=None, seal=None):
         return keys[-1]
 
     recorder = recorder or Recorder()
+    expected = []
     places, objects = await upload_coded(
-        store, source, entries, coder, attempt=ID, new_key=new_key, options=options, recorder=recorder, seal=seal
+        store,
+        source,
+        entries,
+        coder,
+        attempt=ID,
+        new_key=new_key,
+        options=options,
+        recorder=recorder,
+        expect=expected.append,
+        seal=seal,
     )
     assert [entry.key for entry in objects] == keys
+    assert expected[-1:] == ([sum(map(len, store.objects.values()))] if keys else [])
     return places, objects
 
 
