@@ -74,11 +74,11 @@ class Fetcher:
         lanes = min(self._options.max_requests, len(spans))
         await all_or_cancel(self._drain(queue) for _ in range(lanes))
 
-    async def wholes(self, spans: Sequence[Span]) -> None:
-        """Reads all `spans`: small ones near each other in one request, large ones in several."""
+    async def wholes(self, spans: Sequence[Span], *, gap: int | None = None) -> None:
+        """Reads all `spans`: small ones in one request if at most `gap` lies between, large ones in several."""
         limit = self._options.range_size
         small = [span for span in spans if span.end - span.start <= limit]
-        await self.spans(list(_merged(small, limit, self._options.gap_size)))
+        await self.spans(list(_merged(small, limit, self._options.gap_size if gap is None else gap)))
         for span in spans:
             if span.end - span.start > limit:
                 await self._large(span)

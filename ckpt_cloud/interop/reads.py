@@ -136,7 +136,8 @@ class Reads:
         for part in self._parts:
             groups.setdefault(part.stored, []).append(part)
         unknown = [box for box in groups if box not in self._located and _must_look(box)]
-        await fetcher.spans([self._look(box, groups[box][0]) for box in unknown])
+        # Together only where hardly anything lies between: what does is read again.
+        await fetcher.wholes([self._look(box, groups[box][0]) for box in unknown], gap=LOCAL_BYTES)
         ranged: list[Part] = []
         whole: list[tuple[Box, list[Part]]] = []
         for stored, parts in groups.items():

@@ -481,6 +481,16 @@ class TestTorch:
         assert torch.equal(opened["model.weight"], module.weight)
         assert torch.equal(opened["weight"], module.weight)
 
+    def test_many_small_tensors_take_few_requests(self, tmp_path):
+        state = {f"{n}": torch.full((9,), n) for n in range(2000)} | {"big": torch.arange(100_000)}
+        torch.save(state, tmp_path / "x.pt")
+        reader = ForeignReader(f"file://{tmp_path}/x.pt")
+        got = zeros_like(state)
+        ckpt_cloud.load(got, storage_reader=reader, no_dist=True)
+        assert same(got, state)
+        assert reader.report.requests < 10
+        assert reader.report.bytes_moved < 3 * (tmp_path / "x.pt").stat().st_size
+
     def test_tensors_in_a_tuple_are_what_was_saved(self, tmp_path):
         """DCP takes no tuple apart: it is one item, with its tensors."""
         square = torch.arange(100.0).reshape(10, 10)
