@@ -56,6 +56,8 @@ def run(source: str, destination: str, how: How, *, as_json: bool) -> None:
         return
     what = f"{done.tensors} tensor(s) and {done.items} item(s)"
     size = f"{decimal(done.bytes_read)} read, {decimal(done.bytes_written)} written"
+    if done.bytes_copied:
+        size += f", {decimal(done.bytes_copied)} copied by the store"
     print(f"{done.source_format} to {how.to}: {what}, {size}, {done.objects} object(s), {done.seconds:.1f} s")
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ckpt_cloud.errors import CkptCloudError
-from ckpt_cloud.interop.contents import Box, Contents, Encoding, Tensor
+from ckpt_cloud.interop.contents import Box, Contents, Encoding, File, Tensor
 from ckpt_cloud.interop.objects import Data, ObjectPlan, ObjectUploader
 from ckpt_cloud.interop.pull import Pull, Pulls
 from ckpt_cloud.options import MIB
@@ -53,7 +53,11 @@ def spans(plan: ObjectPlan, contents: Contents) -> Iterator[Span]:
             if rows is None:
                 yield from _flats(segment)
             else:
-                yield from (Copied(contents.file_of(b).key, b.start, b.start + b.nbytes) for b in rows if b.nbytes)
+                yield from (_copied(contents.file_of(box), box) for box in rows if box.nbytes)
+
+
+def _copied(file: File, box: Box) -> Copied:
+    return Copied(file.key, box.start, box.start + box.nbytes, file.version)
 
 
 def _rows(tensor: Tensor, data: Data) -> list[Box] | None:
@@ -131,26 +135,31 @@ class Consolidation:
     """Writes files of whole tensors.
 
     Args:
-        store: of both the shards and the files.
-        composer: copies on the store's side; None where it cannot.
         uploader: for what is not copied.
+        composer: copies on the store's side; None where it cannot.
+        source: store of the shards.
+        store: of the files.
     """
 
     def __init__(
         self,
-        store: ObjectStore,
         contents: Contents,
         puller: Pulls,
         uploader: ObjectUploader,
         composer: Composer | None,
+        *,
+        source: ObjectStore,
+        store: ObjectStore,
     ) -> None:
+        self._source = source
         self._store = store
         self._contents = contents
         self._puller = puller
         self._uploader = uploader
         self._composer = composer
-        # Grows with every file.
+        # Both grow with every file.
         self.copied_bytes = 0
+        self.composed = 0
 
     async def write(self, plan: ObjectPlan) -> None:
         """One file."""
@@ -161,6 +170,7 @@ class Consolidation:
             with contextlib.suppress(CkptCloudError):
                 await self._composer.compose(plan.key, [self._part(part) for part in parts])
                 self.copied_bytes += copies
+                self.composed += 1
                 return
         await self._uploader.upload(plan)
 
@@ -177,7 +187,7 @@ class Consolidation:
         if isinstance(span, bytes):
             return span
         if isinstance(span, Copied):
-            return bytes(await self._store.get_range(span.key, span.start, span.end))
+            return bytes(await self._source.get_range(span.key, span.start, span.end, span.version))
         return await in_waiting_thread(self._pull, span)
 
     def _pull(self, flat: Flat) -> bytes:

@@ -19,19 +19,23 @@ from ckpt_cloud.errors import CheckpointExists, CkptCloudError, InvalidOption, I
 from ckpt_cloud.events import Recorder
 from ckpt_cloud.format.layout import COMMIT_KEY
 from ckpt_cloud.interop.any_format import AnyReader, reader_for
+from ckpt_cloud.interop.consolidate import Consolidation
+from ckpt_cloud.interop.contents import Contents
 from ckpt_cloud.interop.dcp_files import METADATA_KEY
 from ckpt_cloud.interop.dcp_layout import DcpLayout, file_number
 from ckpt_cloud.interop.objects import Data, ObjectPlan, ObjectUploader
 from ckpt_cloud.interop.own_format import ITEMS_AT_ONCE, OwnFormat
 from ckpt_cloud.interop.pull import Puller, opened_item
+from ckpt_cloud.interop.reader import ForeignReader
 from ckpt_cloud.interop.repository import Repository
-from ckpt_cloud.interop.safetensors_files import INDEX_KEY, SUFFIX
-from ckpt_cloud.interop.safetensors_layout import MAX_SHARD_BYTES, SINGLE_KEY, check_types, file_plan, index, split
+from ckpt_cloud.interop.safetensors_files import INDEX_KEY, SINGLE_KEY, SUFFIX
+from ckpt_cloud.interop.safetensors_layout import MAX_SHARD_BYTES, check_types, file_plan, index, split
 from ckpt_cloud.interop.torch_layout import Placeholder, layout
 from ckpt_cloud.options import StoreOptions, TransferOptions
 from ckpt_cloud.reader import ObjectStoreReader
 from ckpt_cloud.session import Settings
 from ckpt_cloud.stores import ObjectStore, open_store, parse_url
+from ckpt_cloud.stores.compose import open_composer
 
 Format = Literal["ckpt-cloud", "dcp", "safetensors", "torch"]
 FORMATS: tuple[Format, ...] = ("ckpt-cloud", "dcp", "safetensors", "torch")
@@ -46,6 +50,7 @@ class Converted:
         tensors, items: how many were written.
         left_out: keys of items that the new format has no place for.
         bytes_read, bytes_written: data over the line.
+        bytes_copied: by the store itself, on its own side.
         objects: written.
         seconds: that it took.
     """
@@ -58,6 +63,7 @@ class Converted:
     bytes_written: int
     objects: int
     seconds: float
+    bytes_copied: int = 0
 
 
 def convert(
@@ -120,7 +126,10 @@ def convert(
     options = Settings.of(destination_store, transfer, None, None, {})
     puller = Puller(reader)
     keyring = _target_keys(reader, keys, to)
-    work = _Conversion(puller, os.fspath(destination), options, overwrite, keyring, _files_of(reader, source_store))
+    sources = _files_of(reader, source_store)
+    work = _Conversion(puller, os.fspath(destination), options, overwrite, keyring, sources)
+    if isinstance(reader, ForeignReader) and source_store == destination_store:
+        work.shards = reader.shards
     if to == "ckpt-cloud":
         report = work.to_own().report
     elif to == "dcp":
@@ -138,6 +147,7 @@ def convert(
         report.bytes_moved,
         report.objects,
         time.monotonic() - began,
+        work.bytes_copied,
     )
 
 
@@ -179,6 +189,9 @@ class _Conversion:
     overwrite: bool
     keyring: Keyring
     sources: set[tuple[str | None, str]]
+    shards: Contents | None = None
+    """Of the source, if the store might copy them."""
+    bytes_copied: int = 0
     left_out: list[str] = field(default_factory=list)
     recorder: Recorder = field(default_factory=Recorder)
     written: list[str] = field(default_factory=list)
@@ -221,7 +234,7 @@ class _Conversion:
         check_types(tensors, self.destination)
         self.left_out = list(self.puller.items)
         if self.destination.endswith(SUFFIX):
-            return self._to_file(lambda name: file_plan(name, tensors, list(tensors)))
+            return self._to_file(lambda name: file_plan(name, tensors, list(tensors)), copies=True)
         store = self._store(self.destination)
         self._claim(store)
         replaced = Repository(store)
@@ -233,7 +246,7 @@ class _Conversion:
         self.kept |= replaced.old & {SINGLE_KEY}
         with self._cleaned(store):
             for name, fqns in files.items():
-                self._upload(store, file_plan(name, tensors, fqns))
+                self._copy(store, file_plan(name, tensors, fqns))
             if not single:
                 self._put_last(store, INDEX_KEY, index(files, tensors), replaced=INDEX_KEY in replaced.old)
         replaced.end(files if single else [INDEX_KEY, *files])
@@ -258,7 +271,7 @@ class _Conversion:
             state = unflatten_state_dict(state, dict(paths))
         return self._to_file(lambda name: ObjectPlan(name, *layout(state)))
 
-    def _to_file(self, plan: Callable[[str], ObjectPlan]) -> Recorder:
+    def _to_file(self, plan: Callable[[str], ObjectPlan], *, copies: bool = False) -> Recorder:
         location = parse_url(self.destination)
         folder, _, name = location.path.rpartition("/")
         if not name:
@@ -268,7 +281,7 @@ class _Conversion:
             # Replaced at once, or not at all.
             self.kept.add(name)
         with self._cleaned(store):
-            self._upload(store, plan(name))
+            (self._copy if copies else self._upload)(store, plan(name))
         return self.recorder
 
     def _store(self, url: str) -> ObjectStore:
@@ -298,7 +311,25 @@ class _Conversion:
 
     def _upload(self, store: ObjectStore, plan: ObjectPlan) -> None:
         self.written.append(plan.key)
-        bridge.run(ObjectUploader(store, self.puller, self.settings.transfer, self.recorder).upload(plan))
+        bridge.run(self._uploader(store).upload(plan))
+
+    def _copy(self, store: ObjectStore, plan: ObjectPlan) -> None:
+        """Writes a safetensors file: where the tensors are in others of the same store, by its own copies if it can."""
+        source = parse_url(self.shards.under) if self.shards else None
+        location = parse_url(store.url)
+        composer = open_composer(location, self.settings.store, source) if source else None
+        if source is None or self.shards is None or composer is None:
+            self._upload(store, plan)
+            return
+        self.written.append(plan.key)
+        shards = open_store(source, self.settings.store)
+        work = Consolidation(self.shards, self.puller, self._uploader(store), composer, source=shards, store=store)
+        bridge.run(work.write(plan))
+        self.bytes_copied += work.copied_bytes
+        self.recorder.report.objects += work.composed
+
+    def _uploader(self, store: ObjectStore) -> ObjectUploader:
+        return ObjectUploader(store, self.puller, self.settings.transfer, self.recorder)
 
     def _put(self, store: ObjectStore, key: str, content: bytes) -> None:
         self.written.append(key)

@@ -7,7 +7,14 @@ from dataclasses import replace
 from ckpt_cloud.errors import CheckpointNotFound, NotFound, PermissionDenied, RequestRefused, Unsupported
 from ckpt_cloud.interop.contents import Contents
 from ckpt_cloud.interop.dcp_files import metadata_key, open_dcp
-from ckpt_cloud.interop.safetensors_files import INDEX_KEY, INDEX_SUFFIX, SUFFIX, open_indexed, open_safetensors
+from ckpt_cloud.interop.safetensors_files import (
+    INDEX_KEY,
+    INDEX_SUFFIX,
+    SINGLE_KEY,
+    SUFFIX,
+    open_indexed,
+    open_safetensors,
+)
 from ckpt_cloud.interop.torch_files import MAGIC, open_torch
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores import Location, ObjectInfo, ObjectStore, open_store
@@ -32,7 +39,11 @@ async def find(location: Location, options: StoreOptions, *, rank: int | None = 
 
 
 async def _directory(store: ObjectStore) -> Contents | None:
-    """Safetensors files right under the store's URL; by their index, whatever its name, if there is one."""
+    """Safetensors files right under the store's URL; by their index, whatever its name, if there is one.
+
+    Without an index `model.safetensors` is all of the model, as for Hugging Face's libraries; files beside it are
+    variants of it, or something else.
+    """
     infos = [info async for info in store.list() if "/" not in info.key]
     indexes = [info.key for info in infos if info.key.endswith(INDEX_SUFFIX)]
     if len(indexes) == 1:
@@ -40,7 +51,8 @@ async def _directory(store: ObjectStore) -> Contents | None:
     if len(indexes) > 1:
         hint = f"give the URL of one of them: {', '.join(sorted(indexes)[:5])}"
         raise Unsupported(f"there are {len(indexes)} indexes of safetensors files here", store.url, hint)
-    files = sorted((info for info in infos if info.key.endswith(SUFFIX)), key=lambda info: info.key)
+    single = [info for info in infos if info.key == SINGLE_KEY]
+    files = single or sorted((info for info in infos if info.key.endswith(SUFFIX)), key=lambda info: info.key)
     return await open_safetensors(store, files, store.url) if files else None
 
 

@@ -28,10 +28,9 @@ from ckpt_cloud.interop.objects import Data, ObjectPlan, ObjectUploader
 from ckpt_cloud.interop.pull import Pull, Puller
 from ckpt_cloud.interop.reader import ForeignReader
 from ckpt_cloud.interop.repository import Repository
-from ckpt_cloud.interop.safetensors_files import INDEX_KEY, NAMES, SHARDING_KEY, SUFFIX
+from ckpt_cloud.interop.safetensors_files import INDEX_KEY, NAMES, SHARDING_KEY, SINGLE_KEY, SUFFIX
 from ckpt_cloud.interop.safetensors_layout import (
     MAX_SHARD_BYTES,
-    SINGLE_KEY,
     check_mapped,
     check_names,
     check_split,
@@ -240,8 +239,9 @@ class HuggingFaceWriter(StorageWriter):
         reader.adopt(contents)
         puller = Puller(reader)
         uploader = ObjectUploader(store, puller, self._settings.transfer, self._recorder)
-        composer = open_composer(location_of(self._url), self._settings.store)
-        return Consolidation(store, contents, puller, uploader, composer)
+        location = location_of(self._url)
+        composer = open_composer(location, self._settings.store, location)
+        return Consolidation(contents, puller, uploader, composer, source=store, store=store)
 
     def _store(self) -> ObjectStore:
         return open_store(location_of(self._url), self._settings.store)

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import EllipsisType, TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch.distributed.checkpoint._extension import ExtensionRegistry
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -211,7 +212,7 @@ class TensorSlice:
 
     def _sides(self, index: Index) -> list[tuple[int, int, int, bool]]:
         """Start, stop, step, and whether the dimension goes, for each dimension."""
-        given = list(index) if isinstance(index, tuple) else [index]
+        given = [_plain(each) for each in (index if isinstance(index, tuple) else (index,))]
         dots = [at for at, each in enumerate(given) if each is Ellipsis]
         missing = len(self.shape) - (len(given) - len(dots))
         if len(dots) > 1 or missing < 0:
@@ -235,6 +236,13 @@ class TensorSlice:
         hint = "integers, slices with positive steps and ... inside the shape are understood"
         message = f"{self.key!r} of shape {tuple(self.shape)} has no part [{_shown(index)}]"
         return SliceOutOfBounds(message, self._url, hint)
+
+
+def _plain(each: Any) -> Any:
+    """numpy's integers, also in slices, as Python's."""
+    if isinstance(each, slice):
+        return slice(_plain(each.start), _plain(each.stop), _plain(each.step))
+    return int(each) if isinstance(each, np.integer) else each
 
 
 def _shown(index: Any) -> str:

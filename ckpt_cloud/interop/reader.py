@@ -112,6 +112,12 @@ class ForeignReader(StorageReader):
         return self._contents.format if self._contents else ""
 
     @property
+    def shards(self) -> Contents | None:
+        """What was opened, if its files hold the bytes of its tensors one after another, as they are loaded."""
+        plain = self.format == "safetensors" and self._dequantizer is None
+        return self._contents if plain else None
+
+    @property
     def files(self) -> list[str]:
         """URLs of the files that hold what was opened."""
         return [self._contents.where(number) for number in range(len(self._contents.files))] if self._contents else []

@@ -13,8 +13,7 @@ from collections.abc import Collection
 
 from ckpt_cloud import bridge
 from ckpt_cloud.errors import CheckpointExists, CkptCloudError, NotFound, PermissionDenied
-from ckpt_cloud.interop.safetensors_files import INDEX_KEY, read_index
-from ckpt_cloud.interop.safetensors_layout import SINGLE_KEY
+from ckpt_cloud.interop.safetensors_files import INDEX_KEY, SINGLE_KEY, read_index
 from ckpt_cloud.stores import ObjectStore
 
 _FILE = re.compile(r"(shard-\d{5}-)?model(-\d{5}-of-\d{5})?\.safetensors")

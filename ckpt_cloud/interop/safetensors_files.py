@@ -26,6 +26,7 @@ from ckpt_cloud.transfer.structured import all_or_cancel
 INDEX_KEY = "model.safetensors.index.json"
 INDEX_SUFFIX = ".safetensors.index.json"
 SUFFIX = ".safetensors"
+SINGLE_KEY = f"model{SUFFIX}"
 SHARDING_KEY = "DCP_SHARDING_INFO"
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,

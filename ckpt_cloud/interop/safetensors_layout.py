@@ -13,9 +13,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from ckpt_cloud.errors import InvalidOption, UnknownKey, UnsupportedTensor
 from ckpt_cloud.format.pack import HEADER_ALIGNMENT, MAX_HEADER_BYTES
 from ckpt_cloud.interop.objects import Data, ObjectPlan
-from ckpt_cloud.interop.safetensors_files import NAMES, SUFFIX
+from ckpt_cloud.interop.safetensors_files import NAMES, SINGLE_KEY, SUFFIX
 
-SINGLE_KEY = f"model{SUFFIX}"
 MAX_SHARD_BYTES = 5_000_000_000
 """Of one file, as in Hugging Face's libraries."""
 RESERVED = "__metadata__"

@@ -26,11 +26,12 @@ _AT_ONCE = 4
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """Bytes `start` to `end` of the object at `key`, relative to the same URL."""
+    """Bytes `start` to `end` of the object at `key`, relative to the source's URL; of exactly `version` if given."""
 
     key: str
     start: int
     end: int
+    version: str | None = None
 
 
 Sent = Callable[[], Awaitable[bytes]]
@@ -39,11 +40,12 @@ Part = Copied | Sent
 
 
 class Composer:
-    """Composes objects below one S3 location."""
+    """Composes objects below one S3 location, of parts of objects below `source`."""
 
-    def __init__(self, beside: BesideS3, location: Location) -> None:
+    def __init__(self, beside: BesideS3, location: Location, source: Location) -> None:
         self._beside = beside
         self._location = location
+        self._source = source
 
     async def compose(self, key: str, parts: Sequence[Part]) -> None:
         """Makes the object at `key` of `parts`, in order; a failure leaves nothing behind.
@@ -84,9 +86,11 @@ class Composer:
         return [task.result() for task in tasks]
 
     async def _copy(self, client: Any, told: dict[str, Any], part: Copied) -> str:
-        source = {"Bucket": self._location.bucket, "Key": join(self._location.path, part.key)}
-        span = f"bytes={part.start}-{part.end - 1}"
-        answer = await _ask(client.upload_part_copy, **told, CopySource=source, CopySourceRange=span)
+        told["CopySource"] = {"Bucket": self._source.bucket, "Key": join(self._source.path, part.key)}
+        told["CopySourceRange"] = f"bytes={part.start}-{part.end - 1}"
+        if part.version is not None:
+            told["CopySourceIfMatch"] = part.version
+        answer = await _ask(client.upload_part_copy, **told)
         return str(answer["CopyPartResult"]["ETag"])
 
 
@@ -95,13 +99,16 @@ async def _ask(request: Callable[..., Any], **told: Any) -> Any:
     return await to_the_end(in_waiting_thread(lambda: request(**told)))
 
 
-def open_composer(location: Location, options: StoreOptions) -> Composer | None:
-    """What composes objects below `location`, or None where the store cannot, or encryption is asked for."""
+def open_composer(location: Location, options: StoreOptions, source: Location) -> Composer | None:
+    """What composes objects below `location` of those below `source`.
+
+    None where the store cannot, `source` is in another one, or encryption is asked for.
+    """
     encrypted = options.server_side_encryption is not None or options.sse_customer_key is not None
     special = encrypted or options.requester_pays or options.filesystem is not None
-    if location.dialect != "s3" or special or engine_for(location, options) != "native":
+    elsewhere = (source.scheme, source.bucket) != (location.scheme, location.bucket)
+    if location.dialect != "s3" or elsewhere or special or engine_for(location, options) != "native":
         return None
     chain = aws.session(options, location.url)
-    return Composer(
-        BesideS3(chain, location, options, endpoint=aws.endpoint_url(chain, options, location.url)), location
-    )
+    beside = BesideS3(chain, location, options, endpoint=aws.endpoint_url(chain, options, location.url))
+    return Composer(beside, location, source)

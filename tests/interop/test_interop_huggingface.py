@@ -1,5 +1,6 @@
 """Hugging Face repositories, saved by DCP from any number of ranks, and consolidated by the store."""
 
+import importlib
 import json
 import secrets
 from pathlib import Path
@@ -14,7 +15,14 @@ from safetensors.torch import load_file
 
 import ckpt_cloud
 from ckpt_cloud import ForeignReader, HuggingFaceWriter
-from ckpt_cloud.errors import CheckpointExists, InvalidOption, PermissionDenied, UnknownKey, UnsupportedTensor
+from ckpt_cloud.errors import (
+    CheckpointChanged,
+    CheckpointExists,
+    InvalidOption,
+    PermissionDenied,
+    UnknownKey,
+    UnsupportedTensor,
+)
 from ckpt_cloud.interop.consolidate import plan_parts
 from ckpt_cloud.stores.compose import Copied
 from tests.dcp import ranks
@@ -22,6 +30,7 @@ from tests.interop import hf_cases
 from tests.interop.states import same
 
 MIB = 1 << 20
+convert_room = importlib.import_module("ckpt_cloud.interop.convert")
 WHOLES = hf_cases.WHOLES
 
 
@@ -111,6 +120,38 @@ def test_s3_copies_on_its_own_side(bucket_url):
     assert same(got, state)
     uploads = boto3.session.Session().client("s3").list_multipart_uploads(Bucket=bucket_url.split("/")[2])
     assert "Uploads" not in uploads
+
+
+def test_shards_that_were_left_are_put_together_by_s3_later(bucket_url):
+    """As `consolidate_safetensors_files`, into another place of the bucket."""
+    state = {"big": torch.randn(3, MIB), "small": torch.randn(7), "bigger": torch.randn(5, MIB)}
+    dcp.save(dict(state), storage_writer=HuggingFaceWriter(bucket_url, consolidate=False), no_dist=True)
+    done = ckpt_cloud.convert(bucket_url, f"{bucket_url}/whole", to="safetensors", max_shard_bytes=25 * MIB)
+    assert done.bytes_copied >= 32 * MIB - 11 * MIB
+    assert done.bytes_read < 12 * MIB
+    assert done.objects == len(keys(f"{bucket_url}/whole"))
+    assert same(dict(ckpt_cloud.open(f"{bucket_url}/whole")), state)
+    one_file = ckpt_cloud.convert(f"{bucket_url}/whole", f"{bucket_url}/x.safetensors", to="safetensors")
+    assert one_file.bytes_copied > 0
+    assert same(dict(ckpt_cloud.open(f"{bucket_url}/x.safetensors")), state)
+
+
+def test_a_shard_that_is_replaced_meanwhile_is_not_copied(bucket_url, monkeypatch):
+    state = {"big": torch.randn(3, MIB), "bigger": torch.randn(5, MIB)}
+    dcp.save(dict(state), storage_writer=HuggingFaceWriter(bucket_url, consolidate=False), no_dist=True)
+    ask, (key,) = convert_room.open_composer, keys(bucket_url)
+
+    def after_a_replacement(*told):
+        client = boto3.session.Session().client("s3")
+        bucket = bucket_url.split("/")[2]
+        body = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        client.put_object(Bucket=bucket, Key=key, Body=body[:-1] + bytes([body[-1] ^ 1]))
+        return ask(*told)
+
+    monkeypatch.setattr(convert_room, "open_composer", after_a_replacement)
+    with pytest.raises(CheckpointChanged):
+        ckpt_cloud.convert(bucket_url, f"{bucket_url}/whole", to="safetensors")
+    assert keys(f"{bucket_url}/") == [key]
 
 
 def test_small_tensors_on_s3(bucket_url):

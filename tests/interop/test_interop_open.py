@@ -138,6 +138,11 @@ def test_indexing_is_torchs(cube, index):
     assert torch.equal(cube[index], WHOLE[index])
 
 
+def test_numpys_integers_index_too(cube):
+    one, three = np.int64(1), np.uint8(3)
+    assert torch.equal(cube[one, one:three], WHOLE[1, 1:3])
+
+
 def test_an_item_that_could_run_code_is_refused(tmp_path):
     where = f"file://{tmp_path}/step-1"
     ckpt_cloud.save({"a": torch.zeros(3), "odd": Odd()}, checkpoint_id=where, no_dist=True)

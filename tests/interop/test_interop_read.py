@@ -363,6 +363,11 @@ class TestSafetensors:
         with pytest.raises(CorruptFile, match=r"'head\.weight' is in model-00002-of-00002\.safetensors"):
             ckpt_cloud.open(repository)
 
+    def test_variants_beside_the_model_are_left_alone(self, tmp_path):
+        save_file({"a": torch.ones(3)}, tmp_path / "model.safetensors")
+        save_file({"a": torch.ones(3).half()}, tmp_path / "model.fp16.safetensors")
+        assert ckpt_cloud.open(f"file://{tmp_path}").get_slice("a").dtype == torch.float32
+
     def test_two_files_with_one_key(self, tmp_path):
         for name in ("one", "two"):
             save_file({"a": torch.zeros(3)}, tmp_path / f"{name}.safetensors")
