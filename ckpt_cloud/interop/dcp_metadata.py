@@ -53,7 +53,7 @@ def names() -> dict[tuple[str, str], Any]:
     found: dict[tuple[str, str], Any] = {each: record_class(each[1]) for each in _CLASSES}
     found |= dict.fromkeys(_ENUMS, int)
     found |= {("torch", name): name for name in (*SIZES, *_MEMORY_FORMATS, "strided")}
-    found["torch", "Size"] = tuple
+    found["torch", "Size"] = _size
     found["torch.serialization", "_get_layout"] = str
     for home in _PATH_HOMES:
         for name in _PATHS:
@@ -63,6 +63,10 @@ def names() -> dict[tuple[str, str], Any]:
         found[home, "set"] = set
         found[home, "frozenset"] = frozenset
     return found
+
+
+def _size(sizes: Any) -> Ints:
+    return ints(sizes, "a torch.Size")
 
 
 class Stored:
@@ -92,7 +96,7 @@ class ParsedMetadata:
     """
 
     def __init__(self, data: bytes, where: str) -> None:
-        state = fields(load(data, names(), where), "Metadata", "the metadata")
+        state = fields(load(data, names(), where, bounded=True), "Metadata", "the metadata")
         self.tensors: dict[str, tuple[torch.dtype, Ints, list[tuple[Ints, Ints]]]] = {}
         self.items: list[str] = []
         for fqn, entry in plain(state.get("state_dict_metadata"), dict, "the state dict's metadata").items():

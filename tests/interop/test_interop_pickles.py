@@ -12,6 +12,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed.checkpoint.metadata import Metadata
 
 from ckpt_cloud.errors import CkptCloudError, CorruptFile, UntrustedItem
 from ckpt_cloud.interop.dcp_metadata import ParsedMetadata, names
@@ -68,6 +69,38 @@ ATTACKS = {
     "text integers": by_hand(b"I1\n"),
     "out-of-band buffers": by_hand(b"\x97"),
 }
+
+
+def doubled(times, *, after=b""):
+    """A tuple that holds itself twice, and so on: nothing to hold, and endless to hash."""
+    return [b")q\x00", *(b"h%ch%c\x86%sq%c" % (number, number, after, number + 1) for number in range(times))]
+
+
+BOMBS = {
+    "a key": by_hand(*doubled(60), b"0}h\x3cK\x01s"),
+    "an element of a set": by_hand(*doubled(60), b"0\x8f(h\x3c\x90"),
+    "kept out of sight": by_hand(*doubled(60, after=b"(1"), b"0}h\x3cK\x01s"),
+    "built upon": by_hand(*doubled(60, after=b"Nb"), b"0}h\x3cK\x01s"),
+    "few levels, many times": by_hand(
+        b")q\x00", *(b"(" + bytes((ord("h"), n)) * 250 + b"tq" + bytes((n + 1,)) for n in range(6)), b"0}h\x06K\x01s"
+    ),
+    "memo numbered in two ways": by_hand(b")q\x00)q\x00)\x94", *doubled(60)[1:], b"0}h\x3cK\x01s"),
+    "as a size": by_hand(*doubled(1), name("torch", "Size"), b"h\x01\x85R"),
+    "doubled on the stack": by_hand(b")", b"2\x86" * 60, b"}h\x00K\x01s"),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_key_that_takes_forever_to_hash_is_refused(bomb):
+    with pytest.raises((CorruptFile, UntrustedItem)):
+        ParsedMetadata(BOMBS[bomb], WHERE)
+
+
+def test_tuples_that_are_met_again_are_no_bombs():
+    path, other = ("model", 0), ("model", 1)
+    told = Metadata({}, planner_data={str(n): path if n % 2 else other for n in range(200_000)}, storage_data={})
+    assert ParsedMetadata(pickle.dumps(told), WHERE).paths["199999"] == path
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
