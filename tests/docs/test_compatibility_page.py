@@ -1,5 +1,6 @@
 """The page on DCP has a row for each of its modules, names tests that there are, and its blocks run."""
 
+import inspect
 import pkgutil
 import re
 from pathlib import Path
@@ -35,6 +36,25 @@ def test_every_test_that_is_named_exists():
         or not re.search(rf"^def {test}\(", path.read_text(), re.MULTILINE)
     ]
     assert missing == []
+
+
+def test_every_test_elsewhere_that_is_named_exists():
+    named = set(re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", PAGE))
+    assert len(named) > 5
+    for file, name in named:
+        assert re.search(
+            rf"^(def|class) {name}\b" if name else r"^    def test_|^def test_", text_of(file), re.MULTILINE
+        )
+
+
+def text_of(file):
+    return (ROOT / file).read_text()
+
+
+def test_every_public_name_of_the_package_is_there():
+    names = {name for name, value in vars(dcp).items() if not name.startswith("_") and not inspect.ismodule(value)}
+    assert len(names) > 25
+    assert {name for name in names if f"`{name}`" not in PAGE} == set()
 
 
 def test_what_works_is_shown_and_what_does_not_has_a_reason():
