@@ -109,10 +109,9 @@ def convert(
 
     Raises:
         CheckpointExists: something is at `destination`, and `overwrite` is off.
-        InvalidOption: the new format cannot be encrypted, and `decrypt` is off; or files of the source would be
-            replaced one by one.
+        InvalidOption: the new format cannot be encrypted, without `decrypt`; the source's files would be replaced.
         UnsupportedTensor: elements that the new format has no name for; nothing was written.
-        Whatever opening and reading `source`, or writing, raises; what was written is deleted as far as possible.
+        Whatever opening and reading `source`, or writing, raises; what was written is deleted if possible.
     """
     if to not in FORMATS:
         raise InvalidOption(f"to is {to!r}; it is one of {', '.join(FORMATS)}")
@@ -120,14 +119,12 @@ def convert(
     keys = Encryptions.of(source_encryption_key, encryption_key, encryption_key_id, decrypt=decrypt)
     # Locals may be shown beside a traceback.
     del source_encryption_key, encryption_key
-    settings = {"store": source_store, "transfer": transfer, "trust": trust}
+    given = {"store": source_store, "transfer": transfer, "trust": trust}
     foreign = {"dequantize": dequantize, "block_size": block_size, "extensions": extensions}
-    reader = reader_for(source, settings, foreign, {}, own={"encryption_key": keys.source})
-    options = Settings.of(destination_store, transfer, None, None, {})
-    puller = Puller(reader)
-    keyring = _target_keys(reader, keys, to)
-    sources = _files_of(reader, source_store)
-    work = _Conversion(puller, os.fspath(destination), options, overwrite, keyring, sources)
+    reader = reader_for(source, given, foreign, {}, own={"encryption_key": keys.source})
+    options, puller = Settings.of(destination_store, transfer, None, None, {}), Puller(reader)
+    target, sources = _target_keys(reader, keys, to), _files_of(reader, source_store)
+    work = _Conversion(puller, os.fspath(destination), options, overwrite, target, sources)
     if isinstance(reader, ForeignReader) and source_store == destination_store:
         work.shards = reader.shards
     if to == "ckpt-cloud":

@@ -169,10 +169,8 @@ class _Coding:
     open: _Pack = field(default_factory=_Pack)
     stored: list[ObjectEntry | None] = field(default_factory=list)
     coded_bytes: int = 0
-    """Plain ones that were coded, and below those that were not."""
     left_bytes: int = 0
     closed_bytes: int = 0
-    """Of the packs that were closed."""
 
     @property
     def ahead_bytes(self) -> int:
@@ -321,7 +319,9 @@ class _Coding:
             self.places[held.entry].extents.append((number, len(head) + held.offset, held.nbytes))
         size = len(head) + pack.size
         self.closed_bytes += sealed_size(size) if self.line.seal else size
-        self._expect()
+        # What is still to be coded will shrink as the rest did.
+        share = self.closed_bytes / self.coded_bytes if self.coded_bytes else 1.0
+        self.expect(self.closed_bytes + round(self.left_bytes * share))
         sending = self._send(number, self.new_key(number), head, pack)
         try:
             group.create_task(sending)
@@ -329,11 +329,6 @@ class _Coding:
             # Another upload has failed.
             sending.close()
             raise
-
-    def _expect(self) -> None:
-        """What is still to be coded will shrink as the rest did."""
-        share = self.closed_bytes / self.coded_bytes if self.coded_bytes else 1.0
-        self.expect(self.closed_bytes + round(self.left_bytes * share))
 
     def _told(self, held: _Held) -> PackEntry:
         """What a pack's header says of bytes in it."""
