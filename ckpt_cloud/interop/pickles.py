@@ -1,42 +1,21 @@
 """Pickles that others wrote, opened without running anything: an allow-list of names and of opcodes.
 
-bytes ─► walk: only opcodes that plain data needs, bounded memo ─► C unpickler: only names that the caller allows
+bytes ─► walk (`pickle_walk`): only opcodes that plain data needs, bounded memo and keys
+      ─► C unpickler: only names that the caller allows
 
-What the names stand for is the caller's: builtin types, constants, and classes made anew for each pickle, so that not
-even an attribute that a hostile pickle sets on one outlives it.
+What the names stand for is the caller's: functions that take nothing but what they need, constants, and classes made
+anew for each pickle, so that not even an attribute that a hostile pickle sets on one outlives it.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-import pickletools
-import struct
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from ckpt_cloud.errors import CorruptFile, UntrustedItem
-
-MAX_BYTES = 2 << 30
-"""Of one pickle; DCP's metadata takes some 150 bytes for each stored chunk."""
-
-_PLAIN = frozenset(
-    "MARK STOP POP POP_MARK DUP PROTO FRAME NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT "  # noqa: SIM905 - a list of 48 lines says no more
-    "SHORT_BINBYTES BINBYTES BINBYTES8 BINUNICODE SHORT_BINUNICODE BINUNICODE8 EMPTY_LIST APPEND APPENDS LIST "
-    "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET GLOBAL "
-    "STACK_GLOBAL REDUCE BUILD NEWOBJ BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE BINPERSID".split()
-)
-_LINES = -1
-"""Instead of a width: two lines of text follow."""
-_PREFIXES = {
-    pickletools.TAKEN_FROM_ARGUMENT1: ("<B", 1),
-    pickletools.TAKEN_FROM_ARGUMENT4: ("<i", 4),
-    pickletools.TAKEN_FROM_ARGUMENT4U: ("<I", 4),
-    pickletools.TAKEN_FROM_ARGUMENT8U: ("<Q", 8),
-}
-_STOP = ord(".")
-_PUTS = {ord("q"): 1, ord("r"): 4}
-"""Opcodes that name a place in the memo, and the bytes that it takes."""
+from ckpt_cloud.interop.pickle_walk import walk
 
 
 class Record:
@@ -69,6 +48,7 @@ def load(
     """What the pickle in `data` holds, in terms of what `names` gives for each (module, name).
 
     Args:
+        names: what is called with a list must not hash what is in it (`pickle_walk`).
         persistent: what stands for a persistent id.
 
     Raises:
@@ -80,6 +60,8 @@ def load(
         return _Unpickler(data, names, where, persistent).load()
     except UntrustedItem:
         raise
+    except CorruptFile as error:
+        raise CorruptFile(error.message, where) from None
     except Exception as error:  # noqa: BLE001 - whatever a malformed pickle makes the unpickler raise
         raise CorruptFile(f"the pickle does not decode: {type(error).__name__}: {error}", where) from None
 
@@ -107,60 +89,3 @@ class _Unpickler(pickle.Unpickler):
         if self._persistent is None:
             raise UntrustedItem("the pickle refers to objects outside it", self._where)
         return self._persistent(pid)
-
-
-def walk(data: bytes | memoryview, where: str = "") -> int:
-    """Where the pickle that `data` begins with ends, after every opcode was looked at.
-
-    Raises:
-        UntrustedItem: an opcode that plain data does not need.
-        CorruptFile: it is cut short, too large, or asks for more memory than it has bytes.
-    """
-    if len(data) > MAX_BYTES:
-        raise CorruptFile(f"the pickle has {len(data)} bytes, more than {MAX_BYTES}", where)
-    view, at, size = memoryview(data), 0, len(data)
-    while at < size:
-        code = view[at]
-        width = _WIDTHS[code]
-        if width is None:
-            raise UntrustedItem(f"the pickle has opcode {code:#04x}, which plain data does not need", where)
-        if code == _STOP:
-            return at + 1
-        if code in _PUTS and int.from_bytes(view[at + 1 : at + 1 + _PUTS[code]], "little") > at:
-            # The memo is as long as its largest index.
-            raise CorruptFile("the pickle asks for a memo larger than itself", where)
-        at = _after(view, at + 1, width)
-    raise CorruptFile("the pickle is cut short", where)
-
-
-def _after(view: memoryview, at: int, width: int | tuple[str, int]) -> int:
-    """Where the next opcode begins; beyond the end if the argument is cut short."""
-    if isinstance(width, tuple):
-        layout, taken = width
-        if at + taken > len(view):
-            return len(view)
-        length = struct.unpack_from(layout, view, at)[0]
-        return at + taken + length if length >= 0 else len(view)
-    if width != _LINES:
-        return at + width
-    for _ in range(2):
-        # Names are short.
-        found = bytes(view[at : at + 1000]).find(b"\n")
-        if found < 0:
-            return len(view)
-        at += found + 1
-    return at
-
-
-def _width(argument: Any) -> int | tuple[str, int]:
-    if argument is None:
-        return 0
-    if argument.n >= 0:
-        return int(argument.n)
-    return _PREFIXES.get(argument.n, _LINES)
-
-
-_WIDTHS: list[int | tuple[str, int] | None] = [None] * 256
-for _opcode in pickletools.opcodes:
-    if _opcode.name in _PLAIN:
-        _WIDTHS[ord(_opcode.code)] = _width(_opcode.arg)

@@ -1,22 +1,23 @@
 """From what is stored to plain bytes: where a tensor's data begin in a record, and records opened in memory.
 
 first bytes of a record ─► local headers ─► data.pkl: one tensor, row-major? ─► where its bytes begin
-anything unusual        ─► the whole record, transforms undone, torch's own loader of plain data
+anything unusual        ─► the whole record, transforms undone, torch's own loader, once it was screened
 """
 
 from __future__ import annotations
 
-import io
 import math
 
 import torch
 
 from ckpt_cloud.errors import CkptCloudError, CorruptFile
+from ckpt_cloud.format.pickles import NotPlain
 from ckpt_cloud.interop import zips
 from ckpt_cloud.interop.contents import Box
-from ckpt_cloud.interop.pickles import walk
+from ckpt_cloud.interop.pickle_walk import walk
 from ckpt_cloud.interop.torch_files import is_row_major
 from ckpt_cloud.interop.torch_pickles import View, open_pickle
+from ckpt_cloud.items import opened
 
 HEAD_BYTES = 4096
 """Of a record; what stands before the data of one tensor takes some 700."""
@@ -75,10 +76,9 @@ def open_record(data: bytes | memoryview, box: Box, dtype: torch.dtype, name: st
         CorruptFile: it holds anything else.
     """
     try:
-        tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)  # noqa: TID251 - the safe form
-    except Exception as error:  # noqa: BLE001 - whatever torch raises
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise CorruptFile(f"the record of {name!r} cannot be opened: {reason}") from None
+        tensor = opened(data)
+    except NotPlain as error:
+        raise CorruptFile(f"the record of {name!r} cannot be opened: {error}") from None
     if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != box.sizes or tensor.dtype != dtype:
         raise CorruptFile(f"the record of {name!r} does not hold the tensor that the metadata describe")
     return tensor.detach()

@@ -18,7 +18,8 @@ from ckpt_cloud.stores import ObjectInfo, ObjectStore
 MAGIC = b"PK\x03\x04"
 _PICKLE_LIMIT = 1 << 30
 _MAX_DEPTH = 200
-_MAX_VALUES = 20_000_000
+_MIN_VALUES = 100_000
+"""So many may always be there; a larger pickle may hold as many as it has bytes."""
 
 
 async def open_torch(store: ObjectStore, info: ObjectInfo, url: str) -> Contents:
@@ -39,7 +40,9 @@ async def open_torch(store: ObjectStore, info: ObjectInfo, url: str) -> Contents
     state = open_pickle(pickled, where)
     if not isinstance(state, dict):
         raise Unsupported(f"the file holds a {type(state).__name__}; only dicts are read", where)
-    return _Opening(listed, root, where).contents(state, url, store.url, File(info.key, info.size, info.version))
+    return _Opening(listed, root, where).contents(
+        state, len(pickled), url, store.url, File(info.key, info.size, info.version)
+    )
 
 
 async def _directory(store: ObjectStore, info: ObjectInfo, where: str) -> list[zips.Member]:
@@ -74,17 +77,22 @@ class _Opening:
         self._root = root
         self._where = where
 
-    def contents(self, state: dict[Any, Any], url: str, under: str, file: File) -> Contents:
-        plain = _StandIns(self._where)
+    def contents(self, state: dict[Any, Any], nbytes: int, url: str, under: str, file: File) -> Contents:
+        """Of a pickle of `nbytes`."""
+        plain = _StandIns(self._where, max(_MIN_VALUES, nbytes))
         flat, paths = flatten_state_dict(plain.of(state))
         tensors: dict[str, Tensor] = {}
         items: dict[str, Item] = {}
+        # By identity: one value may stand in many places.
+        saved: dict[int, Item] = {}
         for fqn, value in flat.items():
             if isinstance(value, torch.Tensor):
                 view = plain.views[value.shape[0]]
                 tensors[fqn] = Tensor(view.dtype, view.shape, self._boxes(fqn, view))
             else:
-                items[fqn] = Item(_saved(value))
+                if id(value) not in saved:
+                    saved[id(value)] = Item(_saved(value))
+                items[fqn] = saved[id(value)]
         return Contents(url, "torch", under, [file], tensors, items, paths)
 
     def _boxes(self, fqn: str, view: View) -> list[Box]:
@@ -108,14 +116,15 @@ def is_row_major(shape: Ints, steps: Ints) -> bool:
 class _StandIns:
     """Meta tensors for views, since DCP's flattening looks for tensors; each has the number of its view as length."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, most: int) -> None:
         self.views: list[View] = []
+        self._most = most
         self._where = where
         self._visited = 0
 
     def of(self, value: Any, depth: int = 0) -> Any:
         self._visited += 1
-        if depth > _MAX_DEPTH or self._visited > _MAX_VALUES:
+        if depth > _MAX_DEPTH or self._visited > self._most:
             # Shared parts of a small pickle can stand for endlessly many.
             raise CorruptFile("the file's values are nested too deeply, or too many", self._where)
         if isinstance(value, View):
