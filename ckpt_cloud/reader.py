@@ -77,6 +77,7 @@ class ObjectStoreReader(StorageReader):
             loaded; every byte is then held against what they signed. Needs `ckpt-cloud[crypto]`.
         require_signature: refuse what is not signed; by default whenever there are `trusted_keys`.
         encryption_key: of encrypted checkpoints, as for `ObjectStoreWriter`; others load with it too.
+        require_encryption: refuse what is not encrypted, so that nobody without the key can have put it there.
         on_event: is called with every event, from any thread.
         progress: show a bar on rank 0 with bytes, rate and time left; never where there is no terminal.
 
@@ -101,17 +102,20 @@ class ObjectStoreReader(StorageReader):
         trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
         require_signature: bool | None = None,
         encryption_key: EncryptionKey | Keyring | None = None,
+        require_encryption: bool | None = None,
         on_event: Listener | None = None,
         progress: bool = False,
         **store_options: Any,
     ) -> None:
         super().__init__()
+        self._keys = Keyring.of(encryption_key)
+        # Locals may be shown beside a traceback.
+        del encryption_key
         self._settings = Settings.of(store, transfer, None, memory_budget, store_options)
         self._undo = Undo(extensions)
         self._cast = cast
         self._trust = trust
-        self._signers = Trust.of(trusted_keys, require_signature, verify=verify)
-        self._keys = Keyring.of(encryption_key)
+        self._signers = Trust.of(trusted_keys, require_signature, require_encryption, verify=verify)
         self._verify = verify
         self._on_event = fan_out(on_event, bar("load") if progress else None)
         # What follows changes: the URL with every reset, the rest with every load.

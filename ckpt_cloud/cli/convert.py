@@ -44,6 +44,7 @@ def run(source: str, destination: str, how: How, *, as_json: bool) -> None:
             source_encryption_key=how.keys.source,
             encryption_key=how.keys.target,
             decrypt=how.keys.decrypt,
+            **how.keys.demands,
         )
     if done.left_out:
         more = f" and {len(done.left_out) - _SHOWN} more" if len(done.left_out) > _SHOWN else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import msgspec
 from rich.console import Console
@@ -17,9 +18,9 @@ _DAMAGED = 4
 _SHOWN = 50
 
 
-def run(url: str, keys: Keyring, *, deep: bool, trusted_keys: list[str] | None, as_json: bool) -> None:
+def run(url: str, keys: Keyring, demands: dict[str, Any], *, deep: bool, as_json: bool) -> None:
     """Prints what is wrong with the checkpoint at `url`, and ends with a status that says whether anything is."""
-    found = check(url, deep=deep, trusted_keys=trusted_keys, encryption_key=keys)
+    found = check(url, deep=deep, encryption_key=keys, **demands)
     if as_json:
         print(msgspec.json.format(msgspec.json.encode({"ok": found.ok, **msgspec.to_builtins(found)})).decode())
     else:
