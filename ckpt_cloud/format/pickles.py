@@ -228,6 +228,8 @@ class _Machine:
         arguments, callee = self.pop(), self.pop()
         if callee.kind != "global" or arguments.kind != "tuple":
             raise ValueError("a new object of no class, or without arguments")
+        if callee.text in CALLS or callee.text.startswith("builtins."):
+            raise ValueError(f"a new {callee.text} that is not made by a call")
         reason = refusal(callee.text, arguments.children)
         if reason:
             _stop(reason)

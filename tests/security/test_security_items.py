@@ -277,6 +277,8 @@ def test_a_tensor_that_shows_an_element_often_is_as_good_as_another():
             id="huge-by-detour",
         ),
         pytest.param(b"\x80\x02c_codecs\nencode\nX\1\0\0\0aX\4\0\0\0idna\x86R.", "encode", id="slow-encoding"),
+        pytest.param(b"\x80\x02c__builtin__\nset\n)\x81K\0b.", "not made by a call", id="set-by-new"),
+        pytest.param(b"\x80\x02cbuiltins\nset\n)\x81)b.", "not made by a call", id="set-by-its-other-name"),
         pytest.param(bomb(100), "forever", id="slow-hash"),
         pytest.param(b"\x80\x02}" + b")" + b"\x85" * 100_000 + b"Ns.", "deep", id="deep-hash"),
         pytest.param(b"\x80\x02}]Ns.", "damaged", id="unhashable-key"),
