@@ -1,6 +1,7 @@
 """Signatures: what a trusted key signed loads; what is unsigned, by another, or changed in any byte does not."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -21,7 +22,14 @@ from cryptography.hazmat.primitives.serialization import (
 
 import ckpt_cloud
 from ckpt_cloud import ObjectStoreReader, ObjectStoreWriter, TransferOptions
-from ckpt_cloud.errors import ChecksumMismatch, CkptCloudError, InvalidOption, SignatureError, Unsupported
+from ckpt_cloud.errors import (
+    ChecksumMismatch,
+    CkptCloudError,
+    CorruptManifest,
+    InvalidOption,
+    SignatureError,
+    Unsupported,
+)
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.layout import manifest_key
 from ckpt_cloud.format.register import Register, encode
@@ -130,6 +138,16 @@ def test_refused_before_data_is_read(url):
         path.unlink()
     with pytest.raises(SignatureError):
         load(url, trusted_keys=OTHER.public_key())
+
+
+@pytest.mark.parametrize("key", [None, bytes(32)], ids=["clear", "encrypted"])
+def test_a_manifest_that_grew_is_not_fetched(tmp_path, key):
+    """What was signed says how large it is; three gigabytes in its place are not read first."""
+    save(tmp_path / "run", encryption_key=key)
+    os.truncate(tmp_path / "run" / registered(tmp_path / "run").manifest.key, 3 << 30)
+    for call in (load, lambda url, **options: ckpt_cloud.verify(url, trusted_keys=PUBLIC, **options)):
+        with pytest.raises(CorruptManifest, match=r"COMMIT names: the object has 3221225472 bytes, more than"):
+            call(tmp_path / "run", encryption_key=key)
 
 
 def forged(block):
