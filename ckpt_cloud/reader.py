@@ -31,6 +31,7 @@ from ckpt_cloud.errors import (
 from ckpt_cloud.events import Listener, Recorder, Report, fan_out
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format import structure
+from ckpt_cloud.format.layout import is_rank_path
 from ckpt_cloud.format.manifest import Manifest
 from ckpt_cloud.format.register import Register
 from ckpt_cloud.lookup import Opened
@@ -301,9 +302,8 @@ class ObjectStoreReader(StorageReader):
             opened = given or self._open(place)
             if given:
                 self._signers.check(given.register, place.location.url)
-            where = f"{place.location.url}/{opened.reference.key}"
             with garbage.paused():
-                manifest, metadata = self._understood(opened, where)
+                manifest, metadata = self._understood(opened, place)
             unsealed = bridge.run(self._keys.unsealed(place.data, opened.register, manifest.objects))
             place = dataclasses.replace(place, data=unsealed)
         recorder.report.verified = self._verify
@@ -313,10 +313,12 @@ class ObjectStoreReader(StorageReader):
         metadata.storage_meta = dataclasses.replace(meta, checkpoint_id=place.location.url, load_id=manifest.attempt)
         return metadata
 
-    def _understood(self, opened: Opened, where: str) -> tuple[Manifest, Metadata]:
+    def _understood(self, opened: Opened, place: Place) -> tuple[Manifest, Metadata]:
+        where = f"{place.location.url}/{opened.reference.key}"
         manifest = manifests.decode(opened.data, opened.reference, where)
-        # A rank's own checkpoint, which may be opened by its URL too, does not cover its tensors.
-        structure.check(manifest, where, whole=False)
+        # A rank's own checkpoint does not cover its tensors; of version 1 it does not say that it is one.
+        own = not opened.reference.root and is_rank_path(place.location.path.rpartition("/")[2])
+        structure.check(manifest, where, whole=not own)
         self._signers.check_covers(manifest, where)
         if not self._signers.keys:
             manifest = manifests.without_digests(manifest)
