@@ -280,6 +280,14 @@ def test_a_tensor_that_shows_an_element_often_is_as_good_as_another():
         pytest.param(b"\x80\x02c__builtin__\nset\n)\x81K\0b.", "not made by a call", id="set-by-new"),
         pytest.param(b"\x80\x02cbuiltins\nset\n)\x81)b.", "not made by a call", id="set-by-its-other-name"),
         pytest.param(bomb(100), "forever", id="slow-hash"),
+        pytest.param(
+            b"\x80\x02}(" + b")" + b"q\0h\0\x86" * 20 + b"q\1N" + b"h\1N" * 100 + b"u.", "forever", id="slow-hashes"
+        ),
+        pytest.param(
+            b"\x80\x02]" + b")" + b"q\0h\0\x86" * 20 + b"q\1a" + b"c__builtin__\nset\n](h\1e\x85Ra" * 100 + b".",
+            "forever",
+            id="slow-sets",
+        ),
         pytest.param(b"\x80\x02}" + b")" + b"\x85" * 100_000 + b"Ns.", "deep", id="deep-hash"),
         pytest.param(b"\x80\x02}]Ns.", "damaged", id="unhashable-key"),
         pytest.param(b"\x80\x02h\x07.", "damaged", id="no-such-memo"),

@@ -150,6 +150,19 @@ def test_a_manifest_that_grew_is_not_fetched(tmp_path, key):
             call(tmp_path / "run", encryption_key=key)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"int64", b"uint8"), (b"ckpt-cloud ", b"ckpt-clown ")], ids=["a page", "the root"]
+)
+def test_a_part_of_a_manifest_is_held_against_what_was_signed(url, old, new):
+    """What still decodes, and says something else; a reader of one tensor fetches no more than this."""
+    path = url / registered(url).manifest.key
+    assert path.read_bytes().count(old) == 1
+    path.write_bytes(path.read_bytes().replace(old, new))
+    for trusted in (PUBLIC, None):
+        with pytest.raises(CorruptManifest):
+            ckpt_cloud.open(url, keys=["w"], trusted_keys=trusted)
+
+
 def forged(block):
     """Another block of the same CRC32C: its last four bytes make up for the change."""
     changed = bytearray(block)
