@@ -149,9 +149,13 @@ async def read_manifest(store: ObjectStore, reference: ManifestRef, *, under: st
     key = join(under, reference.key)
     where = f"{store.url}/{key}"
     try:
-        data, _ = await store.get(key, limit=_MANIFEST_LIMIT)
+        data, _ = await store.get(key, limit=min(_MANIFEST_LIMIT, reference.size))
     except NotFound:
         raise CorruptManifest("the manifest that COMMIT names is gone", where, "load an earlier checkpoint") from None
+    except DecryptionFailed:
+        raise
+    except Damaged as error:
+        raise CorruptManifest(f"the manifest is not the one that COMMIT names: {error.message}", where) from None
     manifests.check(data, reference, where)
     return data
 

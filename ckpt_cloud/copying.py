@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field, replace
 
 from msgspec import structs
@@ -41,7 +41,7 @@ from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
 from ckpt_cloud.planning.save import part_size_for
 from ckpt_cloud.progress import bar
 from ckpt_cloud.session import Place
-from ckpt_cloud.signing import Signer, SignWith
+from ckpt_cloud.signing import Signer, SignWith, Trust, TrustedKey
 from ckpt_cloud.stores import ObjectStore, parse_url
 from ckpt_cloud.transfer.budget import Budget
 from ckpt_cloud.transfer.staging import Staging, plain_memory
@@ -78,11 +78,14 @@ def copy(
     target_store: StoreOptions | None = None,
     transfer: TransferOptions | None = None,
     commit: CommitOptions | None = None,
-    sign: SignWith | None = None,
+    sign: SignWith | Signer | None = None,
+    trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
+    require_signature: bool | None = None,
     source_encryption_key: EncryptionKey | Keyring | None = None,
     encryption_key: EncryptionKey | Keyring | None = None,
     encryption_key_id: str | None = None,
     decrypt: bool = False,
+    require_encryption: bool | None = None,
     on_event: Listener | None = None,
     progress: bool = False,
 ) -> Copied:
@@ -98,7 +101,8 @@ def copy(
         read_back: read all of the copy and check it once more before it is committed.
         source_store, target_store: options of either store.
         sign: as for `ObjectStoreWriter`; a copy without it is not signed, whatever its source is. To vouch for every
-            byte, the source must have been saved with a signature.
+            byte, the source must have been saved with a signature, and be held against it.
+        trusted_keys, require_signature, require_encryption: what to demand of the source, as for `ObjectStoreReader`.
         source_encryption_key: of an encrypted source; `encryption_key` by default.
         encryption_key, encryption_key_id: encrypt the copy, as for `ObjectStoreWriter`. The copy of an encrypted
             checkpoint is encrypted with the same key by default.
@@ -109,18 +113,20 @@ def copy(
         EncryptionKeyMissing, WrongEncryptionKey: the source is encrypted, and the key does not open it.
         CheckpointNotFound: nothing at `source`; CheckpointExists: something at `target`.
         ChecksumMismatch, MissingObject, CorruptManifest: the source is damaged; nothing was published.
+        SignatureError, NotEncrypted: it is not what was demanded.
         CommitStateUnknown: as for a save.
         KeyboardInterrupt: what was uploaded is deleted first, unless the commit was under way.
     """
     keys = Encryptions.of(source_encryption_key, encryption_key, encryption_key_id, decrypt=decrypt)
+    signer = Signer.of(sign)
     # Locals may be shown beside a traceback.
-    del source_encryption_key, encryption_key
+    del source_encryption_key, encryption_key, sign
+    demands = Trust.of(trusted_keys, require_signature, require_encryption)
     options = transfer or TransferOptions()
     recorder = Recorder(fan_out(on_event, bar("copy") if progress else None))
     seals = bool(keys.source or keys.target)
     room = sealed_size(options.range_size) if seals else options.range_size
     staging = Staging(Budget(options.memory_budget), room, plain_memory)
-    signer = None if sign is None else Signer(sign)
     origin, goal = parse_url(source), parse_url(target)
 
     def one(rank: str = "") -> str:
@@ -128,8 +134,8 @@ def copy(
             Place.at(origin.child(rank) if rank else origin, source_store or StoreOptions()),
             Place.at(goal.child(rank) if rank else goal, target_store or StoreOptions()),
         )
-        work = _Copy(*places, overwrite, read_back, options, commit or CommitOptions(), staging, signer, keys, recorder)
-        return _run(work)
+        moves = (options, commit or CommitOptions())
+        return _run(_Copy(*places, overwrite, read_back, *moves, staging, signer, demands, keys, recorder))
 
     try:
         attempt = one()
@@ -174,6 +180,7 @@ class _Copy:
     commit: CommitOptions
     staging: Staging
     signer: Signer | None
+    demands: Trust
     keys: Encryptions
     recorder: Recorder
     # What changes: keys that were begun, whether the commit was, and whether all is over.
@@ -193,10 +200,12 @@ class _Copy:
                 await self.target.control.delete(self.begun)
 
     async def _run(self) -> str:
-        register, data = await open_manifest(self.source.control, keys=self.keys.source)
+        register, data = await open_manifest(self.source.control, self.demands.check, self.keys.source)
         reference = register.manifest
         assert reference is not None, "it is committed"
-        manifest = manifests.decode(data, reference, f"{self.source.location.url}/{reference.key}")
+        where = f"{self.source.location.url}/{reference.key}"
+        manifest = manifests.decode(data, reference, where)
+        self.demands.check_covers(manifest, where)
         if self.signer:
             self.signer.ready()
         seal = await in_waiting_thread(self.keys.seal, register)

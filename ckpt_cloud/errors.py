@@ -40,6 +40,7 @@
     │   ├── CorruptCommit
     │   ├── ChecksumMismatch
     │   ├── DecryptionFailed        an encrypted object was changed, cut short, or is another's
+    │   ├── NotEncrypted            and only encrypted ones are to be loaded
     │   ├── SignatureError          not signed, or by nobody who is trusted
     │   ├── MissingObject
     │   ├── CorruptFile             a file of another format contradicts itself or its index
@@ -336,6 +337,12 @@ class DecryptionFailed(Damaged):
 
     kind = "decryption-failed"
     ranges: tuple[tuple[int, int], ...] = ()
+
+
+class NotEncrypted(Damaged):
+    """The checkpoint is not encrypted, and only encrypted ones are to be loaded."""
+
+    kind = "not-encrypted"
 
 
 class SignatureError(Damaged):

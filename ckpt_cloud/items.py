@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+from typing import Any
 
 import torch
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
@@ -46,18 +47,32 @@ def screened(name: str, value: bytes) -> bytes:
         UntrustedItem: it does not pass. Nothing of it was run.
     """
     try:
-        found = records(value)
-        archive = rebuilt(found)
-        if not is_plain(found["data.pkl"]):
+        archive, plain = _looked_at(value)
+        if not plain:
             _ask_torch(archive)
     except NotPlain as error:
         raise UntrustedItem(f"item {name!r} is not plain data: {error}", hint=_HINT) from None
     return archive
 
 
-def _ask_torch(archive: bytes) -> None:
+def opened(value: bytes | memoryview) -> Any:
+    """What `torch.save` saved in `value`, by the same rules.
+
+    Raises:
+        NotPlain: it does not pass. Nothing of it was run.
+    """
+    return _ask_torch(_looked_at(bytes(value))[0])
+
+
+def _looked_at(value: bytes) -> tuple[bytes, bool]:
+    """An archive of what `value` holds, and whether that is plain; nothing was opened yet."""
+    found = records(value)
+    return rebuilt(found), is_plain(found["data.pkl"], stored=len(value))
+
+
+def _ask_torch(archive: bytes) -> Any:
     try:
-        torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)  # noqa: TID251 - the safe form
+        return torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)  # noqa: TID251 - the safe form
     except Exception as error:  # noqa: BLE001 - whatever torch raises, the item is not plain
         text = str(error).strip()
         global_ = _UNSUPPORTED.search(text)

@@ -31,6 +31,7 @@ from ckpt_cloud.errors import (
 from ckpt_cloud.events import Listener, Recorder, Report, fan_out
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format import structure
+from ckpt_cloud.format.layout import is_rank_path
 from ckpt_cloud.format.manifest import Manifest
 from ckpt_cloud.format.register import Register
 from ckpt_cloud.lookup import Opened
@@ -77,6 +78,7 @@ class ObjectStoreReader(StorageReader):
             loaded; every byte is then held against what they signed. Needs `ckpt-cloud[crypto]`.
         require_signature: refuse what is not signed; by default whenever there are `trusted_keys`.
         encryption_key: of encrypted checkpoints, as for `ObjectStoreWriter`; others load with it too.
+        require_encryption: refuse what is not encrypted, so that nobody without the key can have put it there.
         on_event: is called with every event, from any thread.
         progress: show a bar on rank 0 with bytes, rate and time left; never where there is no terminal.
 
@@ -101,17 +103,20 @@ class ObjectStoreReader(StorageReader):
         trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
         require_signature: bool | None = None,
         encryption_key: EncryptionKey | Keyring | None = None,
+        require_encryption: bool | None = None,
         on_event: Listener | None = None,
         progress: bool = False,
         **store_options: Any,
     ) -> None:
         super().__init__()
+        self._keys = Keyring.of(encryption_key)
+        # Locals may be shown beside a traceback.
+        del encryption_key
         self._settings = Settings.of(store, transfer, None, memory_budget, store_options)
         self._undo = Undo(extensions)
         self._cast = cast
         self._trust = trust
-        self._signers = Trust.of(trusted_keys, require_signature, verify=verify)
-        self._keys = Keyring.of(encryption_key)
+        self._signers = Trust.of(trusted_keys, require_signature, require_encryption, verify=verify)
         self._verify = verify
         self._on_event = fan_out(on_event, bar("load") if progress else None)
         # What follows changes: the URL with every reset, the rest with every load.
@@ -297,9 +302,8 @@ class ObjectStoreReader(StorageReader):
             opened = given or self._open(place)
             if given:
                 self._signers.check(given.register, place.location.url)
-            where = f"{place.location.url}/{opened.reference.key}"
             with garbage.paused():
-                manifest, metadata = self._understood(opened, where)
+                manifest, metadata = self._understood(opened, place)
             unsealed = bridge.run(self._keys.unsealed(place.data, opened.register, manifest.objects))
             place = dataclasses.replace(place, data=unsealed)
         recorder.report.verified = self._verify
@@ -309,10 +313,12 @@ class ObjectStoreReader(StorageReader):
         metadata.storage_meta = dataclasses.replace(meta, checkpoint_id=place.location.url, load_id=manifest.attempt)
         return metadata
 
-    def _understood(self, opened: Opened, where: str) -> tuple[Manifest, Metadata]:
+    def _understood(self, opened: Opened, place: Place) -> tuple[Manifest, Metadata]:
+        where = f"{place.location.url}/{opened.reference.key}"
         manifest = manifests.decode(opened.data, opened.reference, where)
-        # A rank's own checkpoint, which may be opened by its URL too, does not cover its tensors.
-        structure.check(manifest, where, whole=False)
+        # A rank's own checkpoint does not cover its tensors; of version 1 it does not say that it is one.
+        own = not opened.reference.root and is_rank_path(place.location.path.rpartition("/")[2])
+        structure.check(manifest, where, whole=not own)
         self._signers.check_covers(manifest, where)
         if not self._signers.keys:
             manifest = manifests.without_digests(manifest)

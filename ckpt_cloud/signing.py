@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
-from ckpt_cloud.errors import InvalidOption, SignatureError, Unsupported
+from ckpt_cloud.errors import InvalidOption, NotEncrypted, SignatureError, Unsupported
 from ckpt_cloud.format.manifest import Manifest
-from ckpt_cloud.format.register import Register, Signature
+from ckpt_cloud.format.register import ENCRYPTED, Register, Signature
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -58,9 +58,16 @@ class Signer:
 
     def __init__(self, sign: SignWith) -> None:
         self._given = sign
-        if not callable(sign):
+        # Locals may be shown beside a traceback.
+        del sign
+        if not callable(self._given):
             # Found out now, not after a save has sent its data.
             self._key()
+
+    @classmethod
+    def of(cls, sign: SignWith | Signer | None) -> Signer | None:
+        """What was given, checked; it may have been before."""
+        return sign if sign is None or isinstance(sign, Signer) else cls(sign)
 
     def __repr__(self) -> str:
         return "<Signer>"
@@ -105,44 +112,54 @@ class Signer:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """Whose signatures a reader believes.
+    """What a reader demands of a checkpoint: whose signature it believes, and that nobody could have read it.
 
     Attributes:
         keys: public keys, 32 bytes each; not secret.
-        required: refuse what carries none.
+        required: refuse what carries no signature.
+        encrypted: refuse what is not encrypted.
     """
 
     keys: tuple[bytes, ...] = ()
     required: bool = False
+    encrypted: bool = False
 
     @classmethod
     def of(
         cls,
         trusted_keys: TrustedKey | Iterable[TrustedKey] | None,
         require_signature: bool | None,
+        require_encryption: bool | None = None,
         *,
         verify: bool = True,
     ) -> Trust:
         """From what a user gives; with keys a signature is required unless the user says otherwise.
 
         Raises:
-            InvalidOption: no Ed25519 public key, or a signature is required and no key is trusted; or there are keys
-                and not all that comes is to be verified.
+            InvalidOption: no Ed25519 public key, or none in what should hold some; a signature is required and no key
+                is trusted; or there are keys and not all that comes is to be verified.
             Unsupported: the library `cryptography` is not installed.
         """
         given = [] if trusted_keys is None else _listed(trusted_keys)
+        if trusted_keys is not None and not given:
+            raise InvalidOption("trusted_keys= holds no key", hint="leave it out to load whatever is there")
         if require_signature and not given:
             raise InvalidOption("require_signature=True needs trusted_keys=")
         if given and not verify:
             raise InvalidOption("trusted_keys= needs verify=True: a signature is held against every byte")
-        return cls(tuple(_public(key) for key in given), bool(given) and require_signature is not False)
+        keys = tuple(_public(key) for key in given)
+        return cls(keys, bool(given) and require_signature is not False, bool(require_encryption))
 
     def check(self, register: Register, url: str) -> None:
-        """Holds the register's signature against the keys; nothing to do without keys.
+        """Holds the register's signature against the keys, if there are any.
 
         Raises:
+            NotEncrypted: it should be, and is not.
             SignatureError: there is none and one is required, or it is by none of the keys, or of something else.
         """
+        if self.encrypted and ENCRYPTED not in register.flags:
+            hint = "somebody who lacks the key put it there, or it was saved without: find out before you load it"
+            raise NotEncrypted("the checkpoint is not encrypted", url, hint)
         if not self.keys:
             return
         signature = register.signature
@@ -196,6 +213,8 @@ def _listed(keys: Any) -> list[Any]:
 
 def _from_pem(given: object, option: str, load: Callable[[bytes], object]) -> object:
     """What PEM, or the file at a path, holds; says nothing of what is in it."""
+    with _library():
+        from cryptography.exceptions import UnsupportedAlgorithm
     if isinstance(given, str | os.PathLike):
         try:
             pem = Path(given).read_bytes()
@@ -207,9 +226,12 @@ def _from_pem(given: object, option: str, load: Callable[[bytes], object]) -> ob
         raise InvalidOption(f"{option} takes Ed25519 keys, paths of PEM files, or PEM as bytes")
     try:
         return load(pem)
-    except (ValueError, TypeError) as error:
-        hint = "make one with: openssl genpkey -algorithm ed25519; for an encrypted one pass the key object"
-        raise InvalidOption(f"{option} is no key in PEM that can be read ({type(error).__name__})", hint=hint) from None
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        reason = type(error).__name__
+    # Locals may be shown beside a traceback.
+    del given, pem
+    hint = "make one with: openssl genpkey -algorithm ed25519; for an encrypted one pass the key object"
+    raise InvalidOption(f"{option} is no key in PEM that can be read ({reason})", hint=hint)
 
 
 @contextlib.contextmanager

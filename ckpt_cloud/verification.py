@@ -93,6 +93,7 @@ def verify(
     trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
     require_signature: bool | None = None,
     encryption_key: EncryptionKey | Keyring | None = None,
+    require_encryption: bool | None = None,
 ) -> Verification:
     """Checks the checkpoint at `url` and reports all that is wrong with it.
 
@@ -107,12 +108,12 @@ def verify(
         store: as for `ObjectStoreReader`.
         transfer: its `max_requests` and `range_size` are used.
         trusted_keys, require_signature: as for `ObjectStoreReader`; with keys, `deep` reads against what was signed.
-        encryption_key: likewise.
+        encryption_key, require_encryption: likewise.
 
     Raises:
         CheckpointNotFound, CheckpointIncomplete, CheckpointDeleted: there is nothing to check.
         CorruptCommit, CorruptManifest, Unsupported: it cannot even be opened.
-        SignatureError: it is not signed by one of the keys.
+        SignatureError, NotEncrypted: it is not signed by one of the keys, or not encrypted.
         EncryptionKeyMissing, WrongEncryptionKey: it is encrypted, and the key does not open it.
         StoreUnavailable, PermissionDenied, ...: the check did not end, so it says nothing.
     """
@@ -120,7 +121,7 @@ def verify(
     # Locals may be shown beside a traceback.
     del encryption_key
     location = parse_url(url)
-    signers = Trust.of(trusted_keys, require_signature)
+    signers = Trust.of(trusted_keys, require_signature, require_encryption)
     how = _How(store or StoreOptions(), transfer or TransferOptions(), signers, keys, deep)
     return bridge.run(_verify(location, how, whole=True))
 

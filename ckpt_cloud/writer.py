@@ -121,7 +121,7 @@ class ObjectStoreWriter(StorageWriter):
         compression: Literal["zstd"] | None = None,
         extensions: Sequence[StreamTransformExtension] | None = None,
         allow_unsafe_commit: bool = False,
-        sign: SignWith | None = None,
+        sign: SignWith | Signer | None = None,
         encryption_key: EncryptionKey | Keyring | None = None,
         encryption_key_id: str | None = None,
         on_event: Listener | None = None,
@@ -131,18 +131,20 @@ class ObjectStoreWriter(StorageWriter):
         **store_options: Any,
     ) -> None:
         super().__init__()
+        self._signer = Signer.of(sign)
+        self._keys = Keyring.of(encryption_key, encryption_key_id)
+        # Locals may be shown beside a traceback.
+        del sign, encryption_key
         if allow_unsafe_commit:
             commit = replace(commit or CommitOptions(), allow_unsafe_commit=True)
         self._settings = Settings.of(store, transfer, commit, memory_budget, store_options, compression=compression)
         self._settings.check_codec()
-        self._signer = None if sign is None else Signer(sign)
         if self._signer:
             self._settings = replace(self._settings, transfer=replace(self._settings.transfer, block_digests=True))
         self._extensions = Transforms(extensions) if extensions else None
         if self._extensions and self._settings.transfer.compression:
             hint = "compress by one of the extensions, such as ZStandard(), or leave them out"
             raise InvalidOption("compression and extensions exclude each other", hint=hint)
-        self._keys = Keyring.of(encryption_key, encryption_key_id)
         self._overwrite = overwrite
         self._on_event = fan_out(on_event, bar("save") if progress else None)
         self._stop: bridge.Stop | None = bridge.Stop()

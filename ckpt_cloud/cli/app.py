@@ -67,6 +67,11 @@ SourceKey = Annotated[
     ),
 ]
 Decrypt = Annotated[bool, typer.Option("--decrypt", help="Write what was encrypted in clear.")]
+TrustedKey = Annotated[
+    list[str] | None,
+    typer.Option("--trusted-key", metavar="FILE", help="PEM file of a public key that must have signed it."),
+]
+Encrypted = Annotated[bool, typer.Option("--require-encryption", help="Refuse what is not encrypted.")]
 Root = Annotated[str, typer.Argument(help="URL under which the checkpoints lie.")]
 Url = Annotated[str, typer.Argument(help="URL of a checkpoint.")]
 
@@ -158,6 +163,8 @@ def cp(
     encryption_key_file: NewKey = None,
     encryption_key_id: NewKeyId = None,
     decrypt: Decrypt = False,
+    trusted_key: TrustedKey = None,
+    require_encryption: Encrypted = False,
     json: Json = False,
 ) -> None:
     """Copy a checkpoint, to another bucket or cloud too: verified on the way, in fixed memory, committed last.
@@ -167,7 +174,8 @@ def cp(
     from ckpt_cloud.cli import cp as command
     from ckpt_cloud.cli import keys
 
-    ring = keys.Given.of(source_key_file, encryption_key_file, encryption_key_id, decrypt=decrypt)
+    demands = keys.demanded(trusted_key, encryption=require_encryption)
+    ring = keys.Given.of(source_key_file, encryption_key_file, encryption_key_id, demands, decrypt=decrypt)
     with _suggesting(source):
         command.run(source, target, ring, overwrite=overwrite, read_back=read_back, as_json=json)
 
@@ -226,6 +234,8 @@ def convert(
     encryption_key_file: NewKey = None,
     encryption_key_id: NewKeyId = None,
     decrypt: Decrypt = False,
+    trusted_key: TrustedKey = None,
+    require_encryption: Encrypted = False,
     json: Json = False,
 ) -> None:
     """Write the checkpoint at SOURCE to DESTINATION in another format; tensors stream through in fixed memory.
@@ -235,7 +245,8 @@ def convert(
     from ckpt_cloud.cli import convert as command
     from ckpt_cloud.cli import keys
 
-    ring = keys.Given.of(source_key_file, encryption_key_file, encryption_key_id, decrypt=decrypt)
+    demands = keys.demanded(trusted_key, encryption=require_encryption)
+    ring = keys.Given.of(source_key_file, encryption_key_file, encryption_key_id, demands, decrypt=decrypt)
     how = command.How(to, overwrite, int(max_shard * 1e9), dequantize, block_size, trust, ring)
     with _suggesting(source):
         command.run(source, destination, how, as_json=json)
@@ -305,10 +316,9 @@ def bench(
 def verify(
     url: Annotated[str, typer.Argument(help="URL of a checkpoint.")],
     deep: Annotated[bool, typer.Option("--deep", help="Read every byte and check it.")] = False,
-    trusted_key: Annotated[
-        list[str] | None, typer.Option("--trusted-key", help="PEM file of a public key that must have signed it.")
-    ] = None,
+    trusted_key: TrustedKey = None,
     encryption_key_file: KeyFile = None,
+    require_encryption: Encrypted = False,
     json: Json = False,
 ) -> None:
     """Check a whole checkpoint: the manifest, sizes, and the store's own checksums where it tells them.
@@ -320,4 +330,4 @@ def verify(
 
     opened = keys.given(encryption_key_file)
     with _suggesting(url):
-        command.run(url, opened, deep=deep, trusted_keys=trusted_key or None, as_json=json)
+        command.run(url, opened, keys.demanded(trusted_key, encryption=require_encryption), deep=deep, as_json=json)

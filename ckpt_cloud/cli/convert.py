@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,6 +11,7 @@ from rich.filesize import decimal
 
 from ckpt_cloud.cli.ending import interruptible
 from ckpt_cloud.cli.keys import Given
+from ckpt_cloud.cli.output import note
 from ckpt_cloud.errors import InvalidOption
 from ckpt_cloud.interop.convert import Format, convert
 
@@ -46,11 +46,12 @@ def run(source: str, destination: str, how: How, *, as_json: bool) -> None:
             source_encryption_key=how.keys.source,
             encryption_key=how.keys.target,
             decrypt=how.keys.decrypt,
+            **how.keys.demands,
         )
     if done.left_out:
         more = f" and {len(done.left_out) - _SHOWN} more" if len(done.left_out) > _SHOWN else ""
         named = ", ".join(done.left_out[:_SHOWN])
-        print(f"left out, since {how.to} holds nothing but tensors: {named}{more}", file=sys.stderr)
+        note(f"left out, since {how.to} holds nothing but tensors: {named}{more}")
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(done)).decode())
         return

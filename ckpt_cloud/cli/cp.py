@@ -25,6 +25,7 @@ def run(source: str, target: str, keys: Given, *, overwrite: bool, read_back: bo
                 source_encryption_key=keys.source,
                 encryption_key=keys.target,
                 decrypt=keys.decrypt,
+                **keys.demands,
                 progress=not as_json,
             )
         except CheckpointExists as error:

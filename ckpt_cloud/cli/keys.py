@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from ckpt_cloud.encryption import Keyring
 
@@ -18,6 +18,11 @@ def given(path: Path | None) -> Keyring:
     return Keyring(path or os.environ.get(VARIABLE) or None)
 
 
+def demanded(trusted_keys: list[str] | None, *, encryption: bool) -> dict[str, Any]:
+    """Arguments for what reads a checkpoint."""
+    return {"trusted_keys": trusted_keys or None, "require_encryption": encryption or None}
+
+
 @dataclass(frozen=True, slots=True)
 class Given:
     """Of a command that reads one checkpoint and writes another; a key in the environment opens, and encrypts nothing.
@@ -26,14 +31,24 @@ class Given:
         source: opens what is read.
         target: encrypts what is written; None to leave that to what is read.
         decrypt: write in clear what was encrypted.
+        demands: arguments that say what the checkpoint that is read must be.
     """
 
     source: Keyring
     target: Keyring | None
     decrypt: bool
+    demands: dict[str, Any]
 
     @classmethod
-    def of(cls, source: Path | None, target: Path | None, target_id: str | None, *, decrypt: bool) -> Self:
+    def of(
+        cls,
+        source: Path | None,
+        target: Path | None,
+        target_id: str | None,
+        demands: dict[str, Any],
+        *,
+        decrypt: bool,
+    ) -> Self:
         """As the options say."""
         written = None if target is None and target_id is None else Keyring(target, target_id)
-        return cls(given(source or target), written, decrypt)
+        return cls(given(source or target), written, decrypt, demands)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import msgspec
-from rich.console import Console
 from rich.filesize import decimal
 
+from ckpt_cloud.cli.output import console
 from ckpt_cloud.encryption import Keyring
 from ckpt_cloud.verification import Fault, Verification
 from ckpt_cloud.verification import verify as check
@@ -17,9 +18,9 @@ _DAMAGED = 4
 _SHOWN = 50
 
 
-def run(url: str, keys: Keyring, *, deep: bool, trusted_keys: list[str] | None, as_json: bool) -> None:
+def run(url: str, keys: Keyring, demands: dict[str, Any], *, deep: bool, as_json: bool) -> None:
     """Prints what is wrong with the checkpoint at `url`, and ends with a status that says whether anything is."""
-    found = check(url, deep=deep, trusted_keys=trusted_keys, encryption_key=keys)
+    found = check(url, deep=deep, encryption_key=keys, **demands)
     if as_json:
         print(msgspec.json.format(msgspec.json.encode({"ok": found.ok, **msgspec.to_builtins(found)})).decode())
     else:
@@ -29,18 +30,17 @@ def run(url: str, keys: Keyring, *, deep: bool, trusted_keys: list[str] | None, 
 
 
 def _print(found: Verification) -> None:
-    console = Console(soft_wrap=True)
     for fault in found.faults[:_SHOWN]:
-        console.print(f"{fault.key}: {_where(fault)}{fault.message}", highlight=False, markup=False)
+        console.print(f"{fault.key}: {_where(fault)}{fault.message}")
     if len(found.faults) > _SHOWN:
-        console.print(f"... and {len(found.faults) - _SHOWN} more", highlight=False)
+        console.print(f"... and {len(found.faults) - _SHOWN} more")
     if found.rewritten:
-        console.print(f"{len(found.rewritten)} object(s) were copied or written again since the save", highlight=False)
+        console.print(f"{len(found.rewritten)} object(s) were copied or written again since the save")
     how = f"{decimal(found.bytes_read)} read and checked" if found.deep else "sizes only; --deep reads every byte"
     if not found.deep and found.checked_by_store:
         how = f"the store's own checksums of {found.checked_by_store} fit; --deep reads every byte"
     verdict = "whole" if found.ok else f"{len(found.faults)} fault(s)"
-    console.print(f"{verdict}: {found.objects} object(s), {decimal(found.size_bytes)}, {how}", highlight=False)
+    console.print(f"{verdict}: {found.objects} object(s), {decimal(found.size_bytes)}, {how}")
 
 
 def _where(fault: Fault) -> str:

@@ -11,7 +11,7 @@ from ckpt_cloud.format.dtypes import SIZES
 
 _NUMBER = re.compile(r"b1|[iu][1248]|f[248]|c(?:8|16)")
 _TEXT = re.compile(r"([SU])(\d{1,9})")
-_SATURATED: Final = 1 << 62
+SATURATED: Final = 1 << 62
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +27,8 @@ class Node:
         weight: what hashing it costs, in words; shared parts count as often as they are met.
         elements_hash: of a list, whether all of its elements can be hashed; changes as it grows.
         elements_weight: of a list, the sum of its elements' weights; likewise.
+        shown: elements of the tensors in it, which may be many more than are stored; changes as a container grows.
+        held: whether it is in another; changes once.
     """
 
     kind: str
@@ -39,12 +41,17 @@ class Node:
     hashable: bool = True
     elements_hash: bool = True
     elements_weight: int = 0
+    shown: int = 0
+    held: bool = False
 
     def __post_init__(self) -> None:
         if self.children:
-            self.weight = min(_SATURATED, 1 + sum(child.weight for child in self.children))
+            self.weight = min(SATURATED, 1 + sum(child.weight for child in self.children))
             self.depth = 1 + max(child.depth for child in self.children)
             self.hashable = all(child.hashable for child in self.children)
+            self.shown = min(SATURATED, sum(child.shown for child in self.children))
+            for child in self.children:
+                child.held = True
         elif self.kind == "int":
             self.weight = 1 + self.value.bit_length() // 64
         elif self.kind in ("list", "dict", "mapping", "set", "bytearray"):
@@ -58,6 +65,26 @@ def plain_global(name: str) -> Node:
     """A global; torch's element types are plain values of their own."""
     head, _, tail = name.rpartition(".")
     return Node("scalar") if head == "torch" and tail in SIZES else Node("global", text=name)
+
+
+def rebuilt_tensor(callee: str, arguments: Arguments) -> Node:
+    """What a call that is not plain makes: of one that makes a tensor, with the elements that it shows."""
+    if callee == _TYPED and len(arguments) > 2:
+        # Of a subclass: the function that makes it, and the arguments of that.
+        callee, arguments = arguments[0].text, arguments[2].children
+    if not _REBUILDS.fullmatch(callee):
+        return Node("object", shown=sum(argument.shown for argument in arguments))
+    sizes = arguments[2].children if len(arguments) > 2 else ()
+    shown = 1
+    for size in sizes:
+        shown = min(SATURATED, shown * max(0, size.value))
+    told = len(arguments) > 2 and arguments[2].kind == "tuple" and all(size.kind == "int" for size in sizes)
+    return Node("object", shown=shown if told else SATURATED)
+
+
+_TYPED = "torch._tensor._rebuild_from_type_v2"
+_REBUILDS = re.compile(r"torch\._utils\._rebuild_q?tensor(_v[0-9])?")
+"""They take a storage, an offset, and sizes."""
 
 
 def finish_dtype(target: Node, state: Node) -> bool:

@@ -10,16 +10,19 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from ckpt_cloud.format.pickle_calls import CALLS, Node, finish_dtype, plain_global
+from ckpt_cloud.format.pickle_calls import CALLS, SATURATED, Node, finish_dtype, plain_global, rebuilt_tensor
 from ckpt_cloud.format.pickle_opcodes import opcodes
 
 MAX_DEPTH = 1000
 """Of tuples in tuples: hashing one goes as deep, on the C stack."""
 MAX_WEIGHT = 1 << 24
 """Of a tuple's elements, each counted as often as it is met: hashing one meets them all."""
+MAX_SHOWN = 1 << 24
+"""Of elements that a tensor shows beyond what may be stored: one element can be shown endlessly often, and whatever
+copies such a tensor takes memory for all of them."""
 _NAME = re.compile(
     r"[^/\0]{1,200}/"
     r"(data\.pkl|byteorder|version|\.format_version|\.storage_alignment|data/[0-9]{1,9}|\.data/serialization_id)"
@@ -61,13 +64,16 @@ def rebuilt(found: Mapping[str, bytes]) -> bytes:
     return out.getvalue()
 
 
-def is_plain(pickled: bytes) -> bool:
+def is_plain(pickled: bytes, stored: int = 0) -> bool:
     """Whether a pickle makes plain values only; False leaves it to torch's allow-list.
+
+    Args:
+        stored: bytes of the tensors that it may refer to.
 
     Raises:
         NotPlain: damaged, of another protocol than torch.save's, or made to exhaust memory, time or the stack.
     """
-    machine = _Machine(hash_limit=MAX_WEIGHT + 16 * len(pickled))
+    machine = _Machine(hash_limit=MAX_WEIGHT + 16 * len(pickled), shown_limit=MAX_SHOWN + 2 * stored)
     try:
         for name, argument in opcodes(pickled):
             machine.step(name, argument)
@@ -96,10 +102,11 @@ def _stop(reason: str) -> NoReturn:
 class _Machine:
     """The pickle machine's stack and memo, with what values are made of in place of values."""
 
-    def __init__(self, *, hash_limit: int) -> None:
+    def __init__(self, *, hash_limit: int, shown_limit: int) -> None:
         self.plain = True
         # What follows changes with every opcode.
         self._hashing_left = hash_limit
+        self._shown_left = shown_limit
         self._stack: list[Node] = []
         self._marks: list[int] = []
         self._memo: dict[int, Node] = {}
@@ -152,10 +159,13 @@ class _Machine:
             raise ValueError("APPEND to no list")
         target.elements_hash = target.elements_hash and all(item.hashable for item in items)
         target.elements_weight += sum(item.weight for item in items)
+        self._show(target, items)
 
     def set_items(self, items: list[Node]) -> None:
-        if self.top().kind not in ("dict", "mapping") or len(items) % 2:
+        target = self.top()
+        if target.kind not in ("dict", "mapping") or len(items) % 2:
             raise ValueError("SETITEM on no dict, or without a value")
+        self._show(target, items)
         if not all(key.hashable for key in items[::2]):
             raise ValueError("a key that is not hashable")
         self._spend(sum(key.weight for key in items[::2]))
@@ -164,6 +174,21 @@ class _Machine:
         self._hashing_left -= weight
         if self._hashing_left < 0:
             _stop("it holds keys that would take forever to hash")
+
+    def _show(self, target: Node, items: Sequence[Node]) -> None:
+        """Notes the tensors that come into a container, which nothing may hold yet: its own count would be wrong."""
+        grown = sum(item.shown for item in items)
+        if grown and target.held:
+            _stop("it holds tensors in what holds itself")
+        target.shown = min(SATURATED, target.shown + grown)
+        for item in items:
+            item.held = True
+
+    def _give(self, callee: str, arguments: Node) -> None:
+        """To a call, which may copy every element of every tensor that it is given."""
+        self._shown_left -= arguments.shown
+        if self._shown_left < 0:
+            _stop(f"it calls {callee} with tensors of more elements than are stored")
 
     def put(self, index: int) -> None:
         self._memo[index] = self.top()
@@ -189,22 +214,28 @@ class _Machine:
             _stop(reason)
         if made is not None and callee.text in ("__builtin__.set", "__builtin__.frozenset"):
             self._spend(made.weight)
+        self._give(callee.text, arguments)
         self.plain = self.plain and made is not None
-        self._stack.append(made or Node("object"))
+        self._stack.append(made or rebuilt_tensor(callee.text, arguments.children))
 
     def build(self, _: Any) -> None:
         state = self.pop()
+        self._give("BUILD", state)
+        self._show(self.top(), [state])
         self.plain = finish_dtype(self.top(), state) and self.plain
 
     def new_object(self, _: Any) -> None:
         arguments, callee = self.pop(), self.pop()
         if callee.kind != "global" or arguments.kind != "tuple":
             raise ValueError("a new object of no class, or without arguments")
+        if callee.text in CALLS or callee.text.startswith("builtins."):
+            raise ValueError(f"a new {callee.text} that is not made by a call")
         reason = refusal(callee.text, arguments.children)
         if reason:
             _stop(reason)
+        self._give(callee.text, arguments)
         self.plain = False
-        self._stack.append(Node("object"))
+        self._stack.append(Node("object", shown=arguments.shown))
 
     def persistent(self, _: Any) -> None:
         self.pop()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
+from typing import Protocol
 
 from ckpt_cloud.errors import CorruptManifest
 from ckpt_cloud.format import codec
@@ -90,7 +91,7 @@ def _tensor_fault(tensor: TensorEntry, spans: list[list[_Span]], name: str, *, t
     filled = [chunk for chunk in tensor.chunks if 0 not in chunk.sizes]
     if len({chunk.offsets for chunk in filled}) != len(filled):
         return "has two chunks in one place"
-    return None if not tiled or _tiles(tensor.shape, filled) else "is not covered by its chunks, each element once"
+    return None if not tiled or tiles(tensor.shape, filled) else "is not covered by its chunks, each element once"
 
 
 def _chunk_fault(chunk: Chunk, nbytes: int, spans: list[list[_Span]], name: str) -> str | None:
@@ -133,8 +134,22 @@ def _placed(number: int, start: int, nbytes: int, spans: list[list[_Span]], name
     return True
 
 
-def _tiles(shape: tuple[int, ...], chunks: list[Chunk]) -> bool:
-    """Whether boxes cover a shape, each element once.
+class Boxed(Protocol):
+    """Part of a tensor."""
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Of its first element."""
+        ...
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """By dimension."""
+        ...
+
+
+def tiles(shape: tuple[int, ...], chunks: Sequence[Boxed]) -> bool:
+    """Whether boxes that lie within a shape, and are not empty, cover it, each element once.
 
     The corners of every box, with signs that alternate along each edge, add up to those of the whole if and only if
     they do: corners are the mixed derivative of "how many boxes are here".

@@ -19,7 +19,7 @@ def reader_for(
     url: str | os.PathLike[str],
     settings: dict[str, Any],
     foreign: dict[str, Any],
-    signed: dict[str, Any],
+    demands: dict[str, Any],
     *,
     own: dict[str, Any],
     keys: Collection[str] | None = None,
@@ -29,15 +29,15 @@ def reader_for(
     Args:
         settings: arguments of either reader.
         foreign: further ones of `ForeignReader`.
-        signed: further ones of `ObjectStoreReader`; where any is given, no other format will do.
+        demands: further ones of `ObjectStoreReader`; where any is given, no other format will do.
         own: further ones of `ObjectStoreReader`, which do not matter to other formats.
         keys: of all that will be asked for, if that is known.
 
     Raises:
         CheckpointNotFound, ...: as `find_any`.
     """
-    ours = ObjectStoreReader(url, extensions=foreign.get("extensions"), **settings, **signed, **own)
-    if any(value is not None for value in signed.values()):
+    ours = ObjectStoreReader(url, extensions=foreign.get("extensions"), **settings, **demands, **own)
+    if any(value is not None for value in demands.values()):
         if keys is not None:
             ours.adopt(ours.open(keys))
         return ours

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from ckpt_cloud.errors import CorruptFile
+from ckpt_cloud.format.structure import tiles
 from ckpt_cloud.planning.slices import Ints
 
 
@@ -162,15 +163,19 @@ def checked_box(fqn: str, box: Box, shape: Ints, files: list[File]) -> Box:
 
 
 def check_cover(fqn: str, shape: Ints, boxes: Iterable[Box]) -> None:
-    """Refuses boxes that leave a part of the tensor out.
+    """Refuses boxes that leave a part of the tensor out, or have one twice: one of them is not what belongs there.
 
     Raises:
         CorruptFile: they do.
     """
-    # Counted, not proved: chunks that overlap and leave a hole of the same size pass.
-    stored = sum(math.prod(box.sizes) for box in boxes)
-    if stored < math.prod(shape):
-        raise CorruptFile(f"{fqn!r} has {math.prod(shape)} elements, of which {stored} are stored")
+    # What is stored twice in one place, as when ranks saved replicas, is the same tensor.
+    filled = list({(box.offsets, box.sizes): box for box in boxes if math.prod(box.sizes)}.values())
+    if not tiles(shape, filled):
+        stored = sum(math.prod(box.sizes) for box in filled)
+        wanted = math.prod(shape)
+        fault = "parts overlap" if stored > wanted else "parts overlap and leave a hole" if stored == wanted else ""
+        said = f"whose {fault}" if fault else f"of which {stored} are stored"
+        raise CorruptFile(f"{fqn!r} has {wanted} elements, {said}")
 
 
 def plain(value: Any, kind: type, what: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ from ckpt_cloud.interop.torch_layout import Placeholder, layout
 from ckpt_cloud.options import StoreOptions, TransferOptions
 from ckpt_cloud.reader import ObjectStoreReader
 from ckpt_cloud.session import Settings
+from ckpt_cloud.signing import TrustedKey
 from ckpt_cloud.stores import ObjectStore, open_store, parse_url
 from ckpt_cloud.stores.compose import open_composer
 
@@ -84,6 +85,9 @@ def convert(
     encryption_key: EncryptionKey | Keyring | None = None,
     encryption_key_id: str | None = None,
     decrypt: bool = False,
+    trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
+    require_signature: bool | None = None,
+    require_encryption: bool | None = None,
 ) -> Converted:
     """Writes the checkpoint at `source` to `destination` in another format, or the same.
 
@@ -103,6 +107,7 @@ def convert(
         transfer: of both.
         source_encryption_key, encryption_key, encryption_key_id, decrypt: as for `copy`. Only `ckpt-cloud` can be
             encrypted: an encrypted checkpoint is written in another format only with `decrypt`.
+        trusted_keys, require_signature, require_encryption: what to demand of the source, as for `ckpt_cloud.open`.
 
     Returns:
         What was read, written and left out. Safetensors holds no items but tensors: their keys are `left_out`.
@@ -121,20 +126,15 @@ def convert(
     del source_encryption_key, encryption_key
     given = {"store": source_store, "transfer": transfer, "trust": trust}
     foreign = {"dequantize": dequantize, "block_size": block_size, "extensions": extensions}
-    reader = reader_for(source, given, foreign, {}, own={"encryption_key": keys.source})
+    demands = {"trusted_keys": trusted_keys, "require_signature": require_signature}
+    demands["require_encryption"] = require_encryption or None
+    reader = reader_for(source, given, foreign, demands, own={"encryption_key": keys.source})
     options, puller = Settings.of(destination_store, transfer, None, None, {}), Puller(reader)
     target, sources = _target_keys(reader, keys, to), _files_of(reader, source_store)
     work = _Conversion(puller, os.fspath(destination), options, overwrite, target, sources)
     if isinstance(reader, ForeignReader) and source_store == destination_store:
         work.shards = reader.shards
-    if to == "ckpt-cloud":
-        report = work.to_own().report
-    elif to == "dcp":
-        report = work.to_dcp().report
-    elif to == "torch":
-        report = work.to_torch().report
-    else:
-        report = work.to_safetensors(max_shard_bytes).report
+    report = work.write(to, max_shard_bytes).report
     return Converted(
         getattr(reader, "format", "") or "ckpt-cloud",
         len(work.puller.tensors),
@@ -193,6 +193,11 @@ class _Conversion:
     recorder: Recorder = field(default_factory=Recorder)
     written: list[str] = field(default_factory=list)
     kept: set[str] = field(default_factory=set)
+
+    def write(self, to: Format, max_shard_bytes: int) -> Recorder:
+        if to == "safetensors":
+            return self.to_safetensors(max_shard_bytes)
+        return {"ckpt-cloud": self.to_own, "dcp": self.to_dcp, "torch": self.to_torch}[to]()
 
     def to_own(self) -> Recorder:
         options = {

@@ -9,7 +9,7 @@ import torch
 from ckpt_cloud.errors import CorruptFile, MissingObject, NotFound
 from ckpt_cloud.interop.contents import Box, Contents, Encoding, File, Item, Tensor, check_cover, checked_box
 from ckpt_cloud.interop.dcp_metadata import ParsedMetadata, Stored
-from ckpt_cloud.interop.pickles import MAX_BYTES
+from ckpt_cloud.interop.pickle_walk import MAX_BYTES
 from ckpt_cloud.planning.slices import Ints
 from ckpt_cloud.stores import ObjectInfo, ObjectStore
 

@@ -13,6 +13,7 @@ import torch
 
 from ckpt_cloud.errors import CorruptFile
 from ckpt_cloud.format.dtypes import SIZES
+from ckpt_cloud.format.structure import MAX_DIMS
 from ckpt_cloud.interop.contents import plain
 from ckpt_cloud.interop.pickles import Record, load, record_class
 from ckpt_cloud.planning.slices import Ints
@@ -44,29 +45,42 @@ _MEMORY_FORMATS = ("contiguous_format", "channels_last", "channels_last_3d", "pr
 class _Ordered(dict[Any, Any]):
     """An OrderedDict, whose attributes, if the pickle has any, are let go."""
 
+    def __init__(self) -> None:
+        """Empty: pickles fill it afterwards."""
+
     def __setstate__(self, state: Any) -> None:
         del state
+
+
+def as_sizes(value: Any) -> Ints:
+    """What `torch.Size` makes of `value`."""
+    return ints(value, "a size")
+
+
+def _as_number(value: Any) -> int:
+    """What an enumeration makes of `value`."""
+    return plain(value, int, "a member of an enumeration")  # type: ignore[no-any-return]
+
+
+def _as_text(value: Any) -> str:
+    return plain(value, str, "a layout")  # type: ignore[no-any-return]
 
 
 def names() -> dict[tuple[str, str], Any]:
     """What each name that DCP's metadata may hold stands for, made anew each time."""
     found: dict[tuple[str, str], Any] = {each: record_class(each[1]) for each in _CLASSES}
-    found |= dict.fromkeys(_ENUMS, int)
+    found |= dict.fromkeys(_ENUMS, _as_number)
     found |= {("torch", name): name for name in (*SIZES, *_MEMORY_FORMATS, "strided")}
-    found["torch", "Size"] = _size
-    found["torch.serialization", "_get_layout"] = str
+    found["torch", "Size"] = as_sizes
+    found["torch.serialization", "_get_layout"] = _as_text
     for home in _PATH_HOMES:
         for name in _PATHS:
             found[home, name] = record_class(name)
     found["collections", "OrderedDict"] = type("OrderedDict", (_Ordered,), {})
     for home in ("builtins", "__builtin__"):
-        found[home, "set"] = set
-        found[home, "frozenset"] = frozenset
+        # Lists of what is in them: nothing that reading needs is a set.
+        found[home, "set"] = found[home, "frozenset"] = list
     return found
-
-
-def _size(sizes: Any) -> Ints:
-    return ints(sizes, "a torch.Size")
 
 
 class Stored:
@@ -96,7 +110,7 @@ class ParsedMetadata:
     """
 
     def __init__(self, data: bytes, where: str) -> None:
-        state = fields(load(data, names(), where, bounded=True), "Metadata", "the metadata")
+        state = fields(load(data, names(), where), "Metadata", "the metadata")
         self.tensors: dict[str, tuple[torch.dtype, Ints, list[tuple[Ints, Ints]]]] = {}
         self.items: list[str] = []
         for fqn, entry in plain(state.get("state_dict_metadata"), dict, "the state dict's metadata").items():
@@ -142,10 +156,17 @@ def ints(value: Any, what: str) -> Ints:
     """A tuple, or list, of numbers that a size can be.
 
     Raises:
-        CorruptFile: it is something else.
+        CorruptFile: it is something else, or of more dimensions than a tensor has.
     """
-    if not isinstance(value, tuple | list) or not all(type(n) is int and 0 <= n < 1 << 62 for n in value):
-        raise CorruptFile(f"{what} should be sizes and are {str(value)[:100]}")
+    if not isinstance(value, tuple | list):
+        raise CorruptFile(f"{what} should be sizes and is a {type(value).__name__}")
+    if len(value) > MAX_DIMS:
+        raise CorruptFile(f"{what} has {len(value)} dimensions, at most {MAX_DIMS} are possible")
+    for number in value:
+        # Not shown if it is anything else, which may be endlessly long.
+        if type(number) is not int or not 0 <= number < 1 << 62:
+            said = f"{number:.3e}" if type(number) is float else type(number).__name__
+            raise CorruptFile(f"{what} should be sizes and holds {said}")
     return tuple(value)
 
 

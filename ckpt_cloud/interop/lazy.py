@@ -39,6 +39,7 @@ def open(  # noqa: A001 - as ckpt_cloud.open
     trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
     require_signature: bool | None = None,
     encryption_key: EncryptionKey | Keyring | None = None,
+    require_encryption: bool | None = None,
     **store_options: Any,
 ) -> Checkpoint:
     """Opens a checkpoint of any format that is known, and fetches nothing yet but what it holds.
@@ -53,8 +54,8 @@ def open(  # noqa: A001 - as ckpt_cloud.open
         dequantize, block_size: as for `ForeignReader`; for other formats than ours.
         extensions: DCP's registry of stream transforms, where others than its own were used.
         store, transfer, memory_budget, trust: as for `ObjectStoreReader`.
-        trusted_keys, require_signature: likewise; with them only checkpoints of ours are opened, since no other format
-            is signed.
+        trusted_keys, require_signature, require_encryption: likewise; with them only checkpoints of ours are opened,
+            since no other format is signed or encrypted.
         encryption_key: likewise; other formats are opened with it too, as they are.
 
     Returns:
@@ -65,12 +66,16 @@ def open(  # noqa: A001 - as ckpt_cloud.open
         CorruptManifest, CorruptFile, MissingObject, Unsupported, UntrustedItem, ...: it cannot be read.
     """
     settings = {"store": store, "transfer": transfer, "memory_budget": memory_budget, "trust": trust, **store_options}
-    signed = {"trusted_keys": trusted_keys, "require_signature": require_signature}
+    demands = {
+        "trusted_keys": trusted_keys,
+        "require_signature": require_signature,
+        "require_encryption": require_encryption or None,
+    }
     foreign = {"dequantize": dequantize, "block_size": block_size, "extensions": extensions}
     own = {"encryption_key": Keyring.of(encryption_key)}
     # Locals may be shown beside a traceback.
     del encryption_key
-    return Checkpoint(reader_for(url, settings, foreign, signed, own=own, keys=keys), keys)
+    return Checkpoint(reader_for(url, settings, foreign, demands, own=own, keys=keys), keys)
 
 
 class Checkpoint(Mapping[str, Any]):

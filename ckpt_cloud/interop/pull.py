@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.storage import StorageReader
 
+from ckpt_cloud.errors import StateMismatch
 from ckpt_cloud.planning.slices import Ints
 
 
@@ -77,6 +79,12 @@ class Puller:
     def _reads(self, pull: Pull) -> list[ReadItem]:
         box = ChunkStorageMetadata(torch.Size(pull.offsets), torch.Size(pull.sizes))
         found: list[ReadItem] = create_read_items_for_chunk_list(pull.fqn, self.tensors[pull.fqn], [box])
+        stored, wanted = sum(math.prod(item.lengths) for item in found), math.prod(pull.sizes)
+        if stored < wanted:
+            hint = "ask for a part that this rank saved, or load with as many ranks and the same sharding"
+            raise StateMismatch(
+                f"{stored} of the {wanted} elements of {pull.fqn!r} are in this rank's own checkpoint", hint=hint
+            )
         return found
 
 

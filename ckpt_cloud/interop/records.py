@@ -1,29 +1,28 @@
 """From what is stored to plain bytes: where a tensor's data begin in a record, and records opened in memory.
 
 first bytes of a record ─► local headers ─► data.pkl: one tensor, row-major? ─► where its bytes begin
-anything unusual        ─► the whole record, transforms undone, torch's own loader of plain data
+anything unusual        ─► the whole record, transforms undone, torch's own loader, once it was screened
 """
 
 from __future__ import annotations
 
-import io
 import math
-import re
 
 import torch
 
 from ckpt_cloud.errors import CkptCloudError, CorruptFile
+from ckpt_cloud.format.pickles import NotPlain
 from ckpt_cloud.interop import zips
 from ckpt_cloud.interop.contents import Box
-from ckpt_cloud.interop.pickles import walk
+from ckpt_cloud.interop.pickle_walk import walk
 from ckpt_cloud.interop.torch_files import is_row_major
 from ckpt_cloud.interop.torch_pickles import View, open_pickle
+from ckpt_cloud.items import opened
 
 HEAD_BYTES = 4096
 """Of a record; what stands before the data of one tensor takes some 700."""
 _OTHERS = (".format_version", ".storage_alignment", "byteorder")
 """Members that torch writes between `data.pkl` and the data, all of a few bytes."""
-_TORCH_REASON = re.compile(r"WeightsUnpickler error: (.+)")
 _SLACK = 1 << 20
 """What a record may have beside its tensor's bytes."""
 
@@ -77,23 +76,12 @@ def open_record(data: bytes | memoryview, box: Box, dtype: torch.dtype, name: st
         CorruptFile: it holds anything else.
     """
     try:
-        tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)  # noqa: TID251 - the safe form
-    except Exception as error:  # noqa: BLE001 - whatever torch raises
-        reason = _reason(error)
-        raise CorruptFile(f"the record of {name!r} cannot be opened: {reason}") from None
+        tensor = opened(data)
+    except NotPlain as error:
+        raise CorruptFile(f"the record of {name!r} cannot be opened: {error}") from None
     if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != box.sizes or tensor.dtype != dtype:
         raise CorruptFile(f"the record of {name!r} does not hold the tensor that the metadata describe")
     return tensor.detach()
-
-
-def _reason(error: Exception) -> str:
-    """What torch says is wrong, without its advice to open the file unsafely."""
-    text = str(error).strip()
-    found = _TORCH_REASON.search(text)
-    if found:
-        return found[1].strip()[:200]
-    first = text.partition("\n")[0]
-    return "it is not what torch.save writes" if first.startswith("Weights only") else first[:200]
 
 
 def open_view(data: memoryview, box: Box, dtype: torch.dtype) -> torch.Tensor:

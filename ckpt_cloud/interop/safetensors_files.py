@@ -241,8 +241,8 @@ async def _gather(
             if weights is None or key in weights:
                 _add(tensors, key, number, found, files)
     for key, tensor in tensors.items():
-        check_cover(key, tensor.shape, tensor.boxes)
         _check_overlap(key, tensor, files)
+        check_cover(key, tensor.shape, tensor.boxes)
     return Contents(url, "safetensors", store.url, files, tensors)
 
 
@@ -272,7 +272,7 @@ def _add(tensors: dict[str, Tensor], key: str, number: int, header: Header, file
 
 
 def _check_overlap(key: str, tensor: Tensor, files: list[File]) -> None:
-    """Shards that together cover a tensor and have more elements than it overlap."""
+    """Shards that have more elements than their tensor overlap."""
     if sum(math.prod(box.sizes) for box in tensor.boxes) > math.prod(tensor.shape):
         named = ", ".join(files[box.file].key for box in tensor.boxes[:4])
         raise CorruptFile(f"the parts of {key!r} overlap; they are in {named}")

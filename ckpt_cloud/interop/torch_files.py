@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,7 +20,8 @@ from ckpt_cloud.stores import ObjectInfo, ObjectStore
 MAGIC = b"PK\x03\x04"
 _PICKLE_LIMIT = 1 << 30
 _MAX_DEPTH = 200
-_MAX_VALUES = 20_000_000
+_MIN_VALUES = 100_000
+"""So many may always be there; a larger pickle may hold as many as it has bytes."""
 _MAX_INSIDE = 256 << 20
 """Bytes of the tensors within one item, such as a tuple, which is read when the file is opened."""
 
@@ -42,7 +44,7 @@ async def open_torch(store: ObjectStore, info: ObjectInfo, url: str) -> Contents
     state = open_pickle(pickled, where)
     if not isinstance(state, dict):
         raise Unsupported(f"the file holds a {type(state).__name__}; only dicts are read", where)
-    return await _Opening(store, info, listed, root).contents(state, url)
+    return await _Opening(store, info, listed, root).contents(state, len(pickled), url)
 
 
 async def _directory(store: ObjectStore, info: ObjectInfo, where: str) -> list[zips.Member]:
@@ -79,24 +81,30 @@ class _Opening:
         self._root = root
         self._where = f"{store.url}/{info.key}"
 
-    async def contents(self, state: dict[Any, Any], url: str) -> Contents:
-        plain = _StandIns(self._where)
+    async def contents(self, state: dict[Any, Any], nbytes: int, url: str) -> Contents:
+        """Of a pickle of `nbytes`."""
+        plain = _StandIns(self._where, max(_MIN_VALUES, nbytes))
         flat, paths = flatten_state_dict(plain.of(state))
         tensors: dict[str, Tensor] = {}
         items: dict[str, Item] = {}
+        # By identity: one value may stand in many places.
+        saved: dict[int, Item] = {}
         for fqn, value in flat.items():
             if isinstance(value, torch.Tensor):
                 view = plain.views[value.shape[0]]
                 tensors[fqn] = Tensor(view.dtype, view.shape, self._boxes(fqn, view))
             else:
-                items[fqn] = Item(_saved(await self._filled(fqn, value)))
+                if id(value) not in saved:
+                    saved[id(value)] = Item(_saved(await self._filled(fqn, value)))
+                items[fqn] = saved[id(value)]
         file = File(self._info.key, self._info.size, self._info.version)
         return Contents(url, "torch", self._store.url, [file], tensors, items, paths)
 
     async def _filled(self, fqn: str, value: Any) -> Any:
         """An item with its tensors: DCP takes no tuple apart, so that they have no names to be asked for by."""
         views = list(_views_in(value))
-        size = sum(span(view) * view.dtype.itemsize for view in views)
+        # As shown: a tensor may show one element endlessly often.
+        size = sum(math.prod(view.shape) * view.dtype.itemsize for view in views)
         if size > _MAX_INSIDE:
             hint = "torch.load it, and torch.save them in dicts or lists"
             raise Unsupported(f"{fqn!r} holds {size} bytes of tensors in a tuple or set", self._where, hint)
@@ -136,14 +144,15 @@ def is_row_major(shape: Ints, steps: Ints) -> bool:
 class _StandIns:
     """Meta tensors for views, since DCP's flattening looks for tensors; each has the number of its view as length."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, most: int) -> None:
         self.views: list[View] = []
+        self._most = most
         self._where = where
         self._visited = 0
 
     def of(self, value: Any, depth: int = 0) -> Any:
         self._visited += 1
-        if depth > _MAX_DEPTH or self._visited > _MAX_VALUES:
+        if depth > _MAX_DEPTH or self._visited > self._most:
             # Shared parts of a small pickle can stand for endlessly many.
             raise CorruptFile("the file's values are nested too deeply, or too many", self._where)
         if isinstance(value, View):

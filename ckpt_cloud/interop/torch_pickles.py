@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,16 +32,26 @@ STORAGES = {
 _UNTYPED = "untyped"
 
 
-@dataclass(frozen=True, slots=True)
-class Storage:
+class _AsMade:
+    """What a pickle may refer to and not change."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        raise CorruptFile("the pickle changes what was read of a tensor")
+
+
+class Storage(_AsMade):
     """A storage: a member of the file."""
 
-    key: str
-    dtype: str
-    numel: int
+    __slots__ = ("dtype", "key")
+
+    def __init__(self, key: str, dtype: str) -> None:
+        self.key = key
+        self.dtype = dtype
 
 
-class View:
+class View(_AsMade):
     """A tensor: a view of a storage."""
 
     __slots__ = ("dtype", "offset", "shape", "storage", "strides")
@@ -90,6 +99,9 @@ def _names(where: str) -> Mapping[tuple[str, str], Any]:
     class OrderedDict(dict[Any, Any]):
         """State dicts carry versions as an attribute, which says nothing about the tensors."""
 
+        def __init__(self) -> None:
+            """Empty: pickles fill it afterwards."""
+
         def __setstate__(self, state: Any) -> None:
             del state
 
@@ -101,7 +113,7 @@ def _storage(pid: Any, where: str) -> Storage:
     alike = isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"
     if not alike or type(pid[1]) is not str or type(pid[2]) is not str or type(pid[4]) is not int or pid[4] < 0:
         raise CorruptFile("a storage is not described as torch does", where)
-    return Storage(pid[2], pid[1], pid[4])
+    return Storage(pid[2], pid[1])
 
 
 def _view(told: tuple[Any, ...], dtype: Any, where: str) -> View:

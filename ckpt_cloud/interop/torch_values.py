@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ckpt_cloud.errors import UntrustedItem
+from ckpt_cloud.interop.dcp_metadata import as_sizes
 
 _HOMES = ("builtins", "__builtin__")
 _NUMPY_HOMES = ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -41,13 +42,21 @@ def value_names(where: str) -> Mapping[tuple[str, str], Any]:
             raise UntrustedItem("the pickle encodes text as torch.save does not", where)
         return text.encode("latin1")
 
+    def gathered(name: str, make: Callable[[list[Any]], Any]) -> Callable[..., Any]:
+        def stand_in(*given: Any) -> Any:
+            if len(given) != 1 or type(given[0]) is not list or not all(map(_quick_to_hash, given[0])):
+                raise UntrustedItem(f"the pickle makes a {name} of more than plain values", where)
+            return make(given[0])
+
+        return stand_in
+
     numbers = plain("range", range, (int, int, int))
     builtin = {
         "bytes": plain("bytes", bytes, ()),
         "bytearray": plain("bytearray", bytearray, (), (bytes,)),
         "complex": plain("complex", complex, (float, float)),
-        "set": plain("set", set, (list,)),
-        "frozenset": plain("frozenset", frozenset, (list,)),
+        "set": gathered("set", set),
+        "frozenset": gathered("frozenset", frozenset),
         "range": numbers,
         "xrange": numbers,
     }
@@ -55,12 +64,17 @@ def value_names(where: str) -> Mapping[tuple[str, str], Any]:
     names["_codecs", "encode"] = plain("encode", encoded, (str, str))
     names["collections", "Counter"] = plain("Counter", collections.Counter, (), (dict,))
     names["torch", "device"] = plain("torch.device", torch.device, (str,), (str, int))
-    names["torch", "Size"] = plain("torch.Size", torch.Size, (tuple,))
+    names["torch", "Size"] = plain("torch.Size", lambda sizes: torch.Size(as_sizes(sizes)), (tuple,))
     names["torch.serialization", "_get_layout"] = plain("torch.layout", _LAYOUTS.__getitem__, (str,))
     kind = type("dtype", (_NumpyType,), {})
     names["numpy", "dtype"] = kind
     scalar = plain("a numpy scalar", _scalar, (kind, bytes))
     return names | {(home, "scalar"): scalar for home in _NUMPY_HOMES}
+
+
+def _quick_to_hash(value: Any) -> bool:
+    """Whether it holds no tuples within tuples, which can be endlessly many."""
+    return not isinstance(value, tuple) or not any(isinstance(each, tuple) for each in value)
 
 
 class _NumpyType:

@@ -32,7 +32,7 @@ from ckpt_cloud.manager.traces import Traces
 from ckpt_cloud.options import CommitOptions, StoreOptions, TransferOptions
 from ckpt_cloud.preflight import Needs, require
 from ckpt_cloud.session import Settings
-from ckpt_cloud.signing import SignWith, TrustedKey
+from ckpt_cloud.signing import Signer, SignWith, TrustedKey
 from ckpt_cloud.stores import parse_url
 
 log = logging.getLogger(__name__)
@@ -68,8 +68,8 @@ class CheckpointManager:
         on_finished: is called on every rank with a `Finished` after each save and load, for metrics systems; from
             another thread after a save in the background.
         store, transfer, commit, memory_budget, compression, progress, verify, trust, sign, trusted_keys,
-            encryption_key, encryption_key_id, on_event: as for `ObjectStoreWriter` and `ObjectStoreReader`; options of
-            the store are also keyword arguments of their own.
+            encryption_key, encryption_key_id, require_encryption, on_event: as for `ObjectStoreWriter` and
+            `ObjectStoreReader`; options of the store are also keyword arguments of their own.
         process_group: ranks that save together; all by default.
 
     Raises:
@@ -100,22 +100,26 @@ class CheckpointManager:
         progress: bool = False,
         verify: bool = True,
         trust: bool = False,
-        sign: SignWith | None = None,
+        sign: SignWith | Signer | None = None,
         trusted_keys: TrustedKey | Iterable[TrustedKey] | None = None,
         encryption_key: EncryptionKey | Keyring | None = None,
         encryption_key_id: str | None = None,
+        require_encryption: bool = False,
         on_event: Listener | None = None,
         process_group: dist.ProcessGroup | None = None,
         **store_options: Any,
     ) -> None:
+        keyring, signer = Keyring.of(encryption_key, encryption_key_id), Signer.of(sign)
+        # Locals may be shown beside a traceback.
+        del encryption_key, sign
         check_options(when_busy, prefix, keep, save_when, sigterm_grace_s)
         settings = Settings.of(store, transfer, commit, memory_budget, store_options, compression=compression)
         if not read_only:
             settings.check_codec()
-        keyring = Keyring.of(encryption_key, encryption_key_id)
         self._root = parse_url(root)
         self._when_busy, self._read_only = when_busy, read_only
-        plugs = Plugs(settings, progress, trust, sign, trusted_keys, keyring, verify, on_event, on_finished)
+        demands = (trusted_keys, keyring, require_encryption, verify)
+        plugs = Plugs(settings, progress, trust, signer, *demands, on_event, on_finished)
         self._known = KnownSteps(self._root, prefix, settings.store, keyring)
         self._janitor = Janitor(self._known, None if read_only else keep, settings.store)
         self._ranks = Ranks(process_group)
@@ -135,7 +139,8 @@ class CheckpointManager:
         atexit.register(self._remind)
 
     def __repr__(self) -> str:
-        return f"<CheckpointManager {self._root.url}>"
+        # A traceback with locals shows one whose options were refused, too.
+        return f"<CheckpointManager {self._root.url if '_root' in vars(self) else 'that was refused'}>"
 
     def __enter__(self) -> Self:
         return self

@@ -14,7 +14,7 @@ from ckpt_cloud.manager.policies import Policy
 from ckpt_cloud.manager.save_policies import SavePolicy, waits_for_signals
 from ckpt_cloud.reader import ObjectStoreReader
 from ckpt_cloud.session import Settings
-from ckpt_cloud.signing import SignWith, Trust, TrustedKey
+from ckpt_cloud.signing import Signer, Trust, TrustedKey
 from ckpt_cloud.stores import Location
 from ckpt_cloud.trace import Trace
 from ckpt_cloud.writer import ObjectStoreWriter
@@ -48,9 +48,10 @@ class Plugs:
     settings: Settings
     progress: bool
     trust: bool
-    sign: SignWith | None
+    signer: Signer | None
     trusted_keys: TrustedKey | Iterable[TrustedKey] | None
     keyring: Keyring
+    require_encryption: bool
     verify: bool
     on_event: Listener | None
     on_finished: Callable[[Finished], None] | None
@@ -69,7 +70,7 @@ class Plugs:
             store=self.settings.store,
             transfer=self.settings.transfer,
             commit=self.settings.commit,
-            sign=self.sign,
+            sign=self.signer,
             encryption_key=self.keyring,
             on_event=fan_out(self.on_event, trace),
             progress=self.progress,
@@ -87,6 +88,7 @@ class Plugs:
             trust=self.trust,
             trusted_keys=self.trusted_keys,
             encryption_key=self.keyring,
+            require_encryption=self.require_encryption,
             verify=self.verify,
             on_event=fan_out(self.on_event, trace),
             progress=self.progress,

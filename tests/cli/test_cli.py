@@ -55,6 +55,26 @@ def test_show_says_what_a_checkpoint_holds(root):
     assert [entry["key"].endswith("/0.safetensors") for entry in shown["objects"]] == [True]
 
 
+HOSTILE = "a\x1b[2J\x1b]0;title\x07\r\x9b31m\u202e[bold]"
+
+
+@pytest.mark.parametrize(
+    "words", [["ls"], ["show", "1"], ["diff", "1", "2"], ["convert", "1", "m", "--to", "safetensors"]]
+)
+def test_names_in_a_bucket_do_not_speak_to_the_terminal(tmp_path, words):
+    """Whoever can write to the bucket chooses them."""
+    for step in (1, 2):
+        noted = {"user_metadata": {HOSTILE: HOSTILE}, "metrics": {HOSTILE: 1.0}} if step == 1 else {}
+        writer = ckpt_cloud.ObjectStoreWriter(tmp_path / str(step), **noted)
+        ckpt_cloud.save({HOSTILE * step: torch.ones(3), f"item{HOSTILE}": step}, storage_writer=writer)
+    paths = [tmp_path / word if word in ("1", "2", "m") else word for word in words[1:]]
+    done = command(words[0], *(paths or [tmp_path]))
+    assert done.returncode in (0, 1)
+    shown = done.stdout + done.stderr
+    assert not set(shown) & set(HOSTILE) - set("a[2J]0;title31mbold\n"), shown
+    assert "a\\x1b[2J" in shown
+
+
 def test_show_prints_a_table(root):
     text = command("show", root / "step-2").stdout
     assert "4 × 3" in text

@@ -141,6 +141,8 @@ PACK = f"data/{ID}/0.safetensors"
         pytest.param(small(objects=[[PACK, 10, 0, b""]]), id="no-block-size"),
         pytest.param(small(objects=[[PACK, 10, -4, b""]]), id="negative-block-size"),
         pytest.param(small(objects=[[PACK]]), id="short-entry"),
+        pytest.param(small(objects=[[PACK, 10, 4, bytes(12), None, bytes(64)]]), id="too-few-digests"),
+        pytest.param(small(objects=[[PACK, 10, 4, bytes(12), None, bytes(97)]]), id="ragged-digests"),
         pytest.param(with_raw("writer", b"\xa2\xff\xfe"), id="not-utf8"),
         pytest.param(with_raw("planner_data", b"\x91" * 100_000 + b"\x00"), id="deep-lists"),
         pytest.param(with_raw("planner_data", b"\x81\xa1l" * 100_000 + b"\x00"), id="deep-maps"),

@@ -6,10 +6,11 @@ They have no checksums, so that other values may come back; anything but an erro
 from __future__ import annotations
 
 import functools
+import io
 import json
 import random
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -18,6 +19,10 @@ from torch.distributed import checkpoint as dcp
 
 import ckpt_cloud
 from ckpt_cloud import StoreOptions, bridge
+from ckpt_cloud.format.pickles import rebuilt
+from ckpt_cloud.interop.dcp_metadata import ParsedMetadata, names
+from ckpt_cloud.interop.torch_pickles import open_pickle
+from ckpt_cloud.items import screened
 from ckpt_cloud.stores import open_store, parse_url
 from tests.fuzz.mutate import mutated, scrambled
 
@@ -76,6 +81,54 @@ def fuzz_dcp_metadata(rng: random.Random) -> None:
     files = dict(_dcp())
     files[".metadata"] = scrambled(rng, files[".metadata"])
     _opened(files, path="")
+
+
+_GLOBALS = [
+    f"c{module}\n{name}\n".encode()
+    for module, name in (*names(), ("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_sparse_tensor"))
+]
+_ATOMS = (b")", b"]", b"}", b"N", b"K\1", b"K\0", b"\x8a\5\0\0\0\0\x40", b"X\1\0\0\0a", b"\x88")
+
+
+def _program(rng: random.Random, depth: int = 5) -> bytes:
+    """Opcodes that make one value, of parts that may stand for endlessly many: no damage, and still no good."""
+    if depth == 0 or rng.random() < 0.1:
+        return rng.choice(_ATOMS)
+
+    def part() -> bytes:
+        return _program(rng, depth - 1)
+
+    times = rng.choice([1, 1, 2, 60]) if rng.random() < 0.98 else 50_000
+    storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\2tQ"
+
+    def parts() -> bytes:
+        return b"".join(part() for _ in range(rng.randrange(4)))
+
+    ways: list[Callable[[], bytes]] = [
+        lambda: part() + b"q\0h\0\x86" * min(times, 60),
+        lambda: part() + b"\x85" * times,
+        lambda: b"](" + part() + b"q\1" + b"h\1" * times + b"e",
+        lambda: b"}" + part() + part() + b"s",
+        lambda: b"}(" + part() + part() + part() + part() + b"u",
+        lambda: b"(" + parts() + b"t",
+        lambda: rng.choice(_GLOBALS) + b"(" + parts() + b"tR",
+        lambda: rng.choice(_GLOBALS) + b"(" + parts() + b"t\x81",
+        lambda: rng.choice(_GLOBALS) + b")\x81" + part() + b"b",
+        lambda: b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0" + part() + part() + b"\x89}tR",
+    ]
+    return rng.choice(ways)()
+
+
+def fuzz_pickle_program(rng: random.Random) -> None:
+    """Pickles that are not damaged but written by hand, as metadata, as a `torch.save` file, and as an item."""
+    which = rng.randrange(3)
+    if which == 0:
+        ParsedMetadata(b"\x80\4" + _program(rng) + b".", "")
+    elif which == 1:
+        open_pickle(b"\x80\2" + _program(rng) + b".", "")
+    else:
+        archive = {"data.pkl": b"\x80\2" + _program(rng) + b".", "version": b"3\n", "data/0": bytes(8)}
+        torch.load(io.BytesIO(screened("item", rebuilt(archive))), weights_only=False, map_location="cpu")
 
 
 def fuzz_dcp_file(rng: random.Random) -> None:

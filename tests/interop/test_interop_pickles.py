@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import subprocess
+import zipfile
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from ckpt_cloud.errors import CkptCloudError, CorruptFile, UntrustedItem
 from ckpt_cloud.interop.dcp_metadata import ParsedMetadata, names
-from ckpt_cloud.interop.pickles import load, walk
+from ckpt_cloud.interop.pickle_walk import walk
+from ckpt_cloud.interop.pickles import load
 from ckpt_cloud.interop.torch_pickles import open_pickle
 
 WHERE = "s3://bucket/run/.metadata"
@@ -71,32 +73,6 @@ ATTACKS = {
 }
 
 
-def doubled(times, *, after=b""):
-    """A tuple that holds itself twice, and so on: nothing to hold, and endless to hash."""
-    return [b")q\x00", *(b"h%ch%c\x86%sq%c" % (number, number, after, number + 1) for number in range(times))]
-
-
-BOMBS = {
-    "a key": by_hand(*doubled(60), b"0}h\x3cK\x01s"),
-    "an element of a set": by_hand(*doubled(60), b"0\x8f(h\x3c\x90"),
-    "kept out of sight": by_hand(*doubled(60, after=b"(1"), b"0}h\x3cK\x01s"),
-    "built upon": by_hand(*doubled(60, after=b"Nb"), b"0}h\x3cK\x01s"),
-    "few levels, many times": by_hand(
-        b")q\x00", *(b"(" + bytes((ord("h"), n)) * 250 + b"tq" + bytes((n + 1,)) for n in range(6)), b"0}h\x06K\x01s"
-    ),
-    "memo numbered in two ways": by_hand(b")q\x00)q\x00)\x94", *doubled(60)[1:], b"0}h\x3cK\x01s"),
-    "as a size": by_hand(*doubled(1), name("torch", "Size"), b"h\x01\x85R"),
-    "doubled on the stack": by_hand(b")", b"2\x86" * 60, b"}h\x00K\x01s"),
-}
-
-
-@pytest.mark.timeout(20)
-@pytest.mark.parametrize("bomb", BOMBS)
-def test_a_key_that_takes_forever_to_hash_is_refused(bomb):
-    with pytest.raises((CorruptFile, UntrustedItem)):
-        ParsedMetadata(BOMBS[bomb], WHERE)
-
-
 def test_tuples_that_are_met_again_are_no_bombs():
     path, other = ("model", 0), ("model", 1)
     told = Metadata({}, planner_data={str(n): path if n % 2 else other for n in range(200_000)}, storage_data={})
@@ -143,6 +119,65 @@ MALFORMED = {
 def test_what_is_malformed_is_told(data):
     with pytest.raises(CorruptFile):
         load(data, names(), WHERE)
+
+
+def doubled(container, levels=100):
+    """A container of two of a container of two of ...: a few hundred bytes that stand for 2**levels values."""
+    return container[0] + b"\x94" + b"".join(b"0" + container[1] % (n, n) + b"\x94" for n in range(levels))
+
+
+TUPLES = doubled((b")\x85", b"h%ch%c\x86"))
+LISTS = doubled((b"]", b"](h%ch%ce"))
+DEEP = b")" + b"\x85" * 200_000
+BOMBS = {
+    "a key of tuples": by_hand(b"}", TUPLES, b"Ns"),
+    "a key of tuples among others": by_hand(b"}(", text("a"), b"N", TUPLES, b"Nu"),
+    "a key of a dict at once": by_hand(b"(", TUPLES, b"Nd"),
+    "an element of a set": by_hand(b"\x8f(", TUPLES, b"\x90"),
+    "an element of a frozen set": by_hand(b"(", TUPLES, b"\x91"),
+    "a key taken out of the memo": by_hand(TUPLES, b"0}h\x60Ns"),
+    "a key that is doubled": by_hand(b"}", TUPLES, b"2\x86Ns"),
+    "a key made by a call": by_hand(b"}", name("torch", "Size"), TUPLES, b"RNs"),
+    "a key of lists made by a call": by_hand(b"}", name("torch", "Size"), b"](", TUPLES, b"e\x85RNs"),
+    "a set made by a call": by_hand(name("builtins", "set"), b"](", TUPLES, b"e\x85R"),
+    "pairs of a dict made by a call": by_hand(name("collections", "OrderedDict"), b"](", TUPLES, b"N\x86e\x85R"),
+    "a key on the last of the stack": by_hand(b"}", DEEP, b"Ns"),
+    "a key that is deep by marks": by_hand(b"}", b"(" * 200_000, b"t" * 200_000, b"Ns"),
+    "many large keys": by_hand(b"}(", b"N" * 900, b"t\x940", b"h\x00Ns" * 200_000),
+    "many large numbers": by_hand(b"}", b"\x8b\x00\x1f\x00\x00", b"\x01" * 7936, b"\x940", b"h\x00Ns" * 200_000),
+    "a text of lists": by_hand(name("torch.serialization", "_get_layout"), LISTS, b"\x85R"),
+    "a number of lists": by_hand(
+        name("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"), LISTS, b"\x85R"
+    ),
+    "a size of lists": by_hand(name("torch", "Size"), LISTS, b"\x85R"),
+    "a size of 100,000 dimensions": by_hand(name("torch", "Size"), b"(", b"M\xff\xff" * 100_000, b"t\x85R"),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_pickle_that_would_take_forever_or_the_process_is_refused(bomb):
+    with pytest.raises(CorruptFile):
+        ParsedMetadata(BOMBS[bomb], WHERE)
+    with pytest.raises((CorruptFile, UntrustedItem)):
+        open_pickle(BOMBS[bomb], WHERE)
+
+
+@pytest.mark.parametrize(
+    "value", [{(1, (2, 3)): 0}, {(0,) * 900: 0}, {1 << 5000: 0}, {(): {((),): 1}}, {"a" * 10_000: 0}]
+)
+def test_keys_as_people_have_them_pass(value):
+    assert open_pickle(pickle.dumps(value, 2), WHERE) == value
+
+
+def test_a_pickle_cannot_change_what_was_read_of_a_tensor():
+    saved = io.BytesIO()
+    torch.save(torch.ones(2), saved)
+    with zipfile.ZipFile(saved) as archive:
+        pickled = archive.read("archive/data.pkl")
+    assert open_pickle(pickled, WHERE).shape == (2,)
+    change = b"N}" + text("shape").replace(b"\x8c\x05", b"X\x05\0\0\0") + b"Ns\x86b."
+    with pytest.raises(CorruptFile, match="changes what was read"):
+        open_pickle(pickled[:-1] + change, WHERE)
 
 
 def test_attributes_that_a_pickle_sets_on_a_class_do_not_outlive_it():

@@ -4,6 +4,8 @@ import io
 import json
 import pickle
 import struct
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +217,58 @@ class TestDcp:
         with pytest.raises(CorruptFile, match="8 elements, of which 4"):
             ckpt_cloud.open(url)
 
+    def test_chunks_that_overlap_and_leave_a_part_out(self, tmp_path):
+        """As many elements as there should be, and some of them nowhere: memory that was never filled."""
+        url = save_dcp({"a": torch.zeros(4, 2)}, tmp_path / "saved")
+
+        def shift(metadata):
+            told = metadata.state_dict_metadata["a"]
+            told.size = torch.Size([6, 2])
+            (chunk,) = told.chunks
+            told.chunks.append(type(chunk)(torch.Size([1, 0]), torch.Size([2, 2])))
+            (index,) = metadata.storage_data
+            metadata.storage_data[MetadataIndex("a", torch.Size([1, 0]))] = metadata.storage_data[index]
+
+        edit_metadata(tmp_path / "saved", shift)
+        with pytest.raises(CorruptFile, match="12 elements, whose parts overlap and leave a hole"):
+            ckpt_cloud.open(url)
+
+    def test_a_chunk_that_is_told_twice(self, tmp_path):
+        whole = torch.arange(8.0)
+        url = save_dcp({"a": whole}, tmp_path / "saved")
+        edit_metadata(
+            tmp_path / "saved", lambda m: m.state_dict_metadata["a"].chunks.append(m.state_dict_metadata["a"].chunks[0])
+        )
+        assert torch.equal(ckpt_cloud.open(url)["a"], whole)
+
+    def test_a_record_that_would_be_copied_endlessly_often(self, tmp_path):
+        """What is no plain tensor is opened by torch, and that only once it was screened."""
+        url = save_dcp({"a": torch.zeros(4)}, tmp_path / "saved")
+        (file,) = (tmp_path / "saved").glob("*.distcp")
+        with zipfile.ZipFile(file) as archive:
+            pickled = archive.read("archive/data.pkl")
+        head, call, rest = pickled.partition(b"ctorch._utils\n_rebuild_tensor_v2\n")
+        view = (call + rest[:-1]).replace(b"K\x04\x85", b"\x8a\x07" + (1 << 40).to_bytes(7, "little") + b"\x85")
+        view = view.replace(b"K\x01\x85", b"K\0\x85")
+        copied = b"ctorch._utils\n_rebuild_device_tensor_from_cpu_tensor\n(" + view
+        made = io.BytesIO()
+        with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:
+            for name, content in {
+                "data.pkl": head + copied + b"ctorch\nfloat64\nX\3\0\0\0cpu\x89tR.",
+                "version": b"3\n",
+                "data/0": bytes(16),
+            }.items():
+                archive.writestr(f"archive/{name}", content)
+        file.write_bytes(made.getvalue())
+
+        def grow(metadata):
+            (index,) = metadata.storage_data
+            metadata.storage_data[index].length = len(made.getvalue())
+
+        edit_metadata(tmp_path / "saved", grow)
+        with pytest.raises(CorruptFile, match="more elements than are stored"):
+            _ = ckpt_cloud.open(url)["a"]
+
     def test_a_record_of_another_tensor(self, tmp_path):
         url = save_dcp({"a": torch.zeros(4), "b": torch.zeros(5)}, tmp_path / "saved")
 
@@ -411,6 +465,7 @@ DAMAGED = {
     "no JSON": struct.pack("<Q", 4) + b"nope",
     "a list": header([]),
     "no dict of an entry": header({"a": 3}),
+    "a shape of 200,000 dimensions": header({"a": f32([2**61] * 200_000, 0, 8)}, bytes(8)),
     "overlapping": header({"a": f32([2], 0, 8), "b": f32([2], 4, 12)}, bytes(12)),
     "a hole": header({"a": f32([2], 0, 8), "b": f32([1], 12, 16)}, bytes(16)),
     "beyond the end": header({"a": f32([2], 0, 8)}, bytes(4)),
@@ -515,6 +570,11 @@ class TestTorch:
         with pytest.raises(Unsupported, match="'pair' holds 104 bytes"):
             ckpt_cloud.open(f"file://{tmp_path}/x.pt")
 
+    def test_a_tuple_of_one_element_shown_endlessly_often_is_refused(self, tmp_path):
+        torch.save({"a": torch.zeros(3), "pair": (torch.zeros(1).expand(1 << 40),)}, tmp_path / "x.pt")
+        with pytest.raises(Unsupported, match="'pair' holds"):
+            ckpt_cloud.open(f"file://{tmp_path}/x.pt")
+
     @pytest.mark.parametrize("value", PLAIN_VALUES, ids=repr)
     def test_values_of_every_plain_kind(self, tmp_path, value):
         torch.save({"a": torch.zeros(3), "value": value}, tmp_path / "x.pt")
@@ -551,6 +611,25 @@ def test_nothing_at_all(tmp_path):
     for url in (f"file://{tmp_path}/none", f"file://{tmp_path}/none.safetensors"):
         with pytest.raises(CheckpointNotFound):
             ckpt_cloud.open(url)
+
+    def test_a_text_that_stands_there_often_is_held_once(self, tmp_path):
+        text = "x" * 1_000_000
+        torch.save({f"key {n}": text for n in range(3000)} | {"w": torch.ones(2)}, tmp_path / "x.pt")
+        tracemalloc.start()
+        try:
+            opened = ckpt_cloud.open(tmp_path / "x.pt")
+            assert tracemalloc.get_traced_memory()[1] < 100_000_000
+        finally:
+            tracemalloc.stop()
+        assert opened["key 7"] == text
+
+    def test_a_small_file_does_not_stand_for_endlessly_many_values(self, tmp_path):
+        values = [0] * 10
+        for _ in range(7):
+            values = [values] * 10
+        torch.save({"a": values}, tmp_path / "x.pt")
+        with pytest.raises(CorruptFile, match="too many"):
+            ckpt_cloud.open(tmp_path / "x.pt")
 
 
 class TestQuantized:

@@ -24,6 +24,7 @@ from ckpt_cloud.errors import (
     DecryptionFailed,
     EncryptionKeyMissing,
     InvalidOption,
+    NotEncrypted,
     WrongEncryptionKey,
 )
 from ckpt_cloud.format import pages
@@ -380,6 +381,43 @@ def test_signed_and_encrypted(tmp_path):
         load(tmp_path / "unsigned", trusted_keys=trusted)
 
 
+READS = {
+    "load": load,
+    "open": lambda url, **demands: ckpt_cloud.open(url, encryption_key=KEY, **demands)["n"],
+    "a part": lambda url, **demands: ckpt_cloud.open(url, keys=["w"], encryption_key=KEY, **demands).get_slice("w")[:2],
+    "verify": lambda url, **demands: ckpt_cloud.verify(url, encryption_key=KEY, **demands),
+    "copy": lambda url, **demands: ckpt_cloud.copy(url, f"{url}-copy", source_encryption_key=KEY, **demands),
+    "convert": lambda url, **demands: ckpt_cloud.convert(
+        url, f"{url}.pt", to="torch", source_encryption_key=KEY, decrypt=True, **demands
+    ),
+    "manager": lambda url, **demands: ckpt_cloud.CheckpointManager(
+        url.parent, prefix="", encryption_key=KEY, **demands
+    ).restore({"n": 0}, int(url.name)),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_plain_data_in_the_place_of_encrypted(tmp_path, read):
+    """Whoever can write to the bucket and has no key puts a checkpoint of their own there, in clear."""
+    save(tmp_path / "1")
+    read(tmp_path / "1", require_encryption=True)
+    save(tmp_path / "2", encryption_key=None)
+    read(tmp_path / "2")
+    for path in tmp_path.glob("2[-.]*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(NotEncrypted, match="not encrypted") as refused:
+        read(tmp_path / "2", require_encryption=True)
+    assert "find out before you load it" in refused.value.hint
+    assert not list(tmp_path.glob("2[-.]*"))
+
+
+def test_other_formats_are_not_encrypted_either(tmp_path):
+    torch.save({"w": torch.ones(2)}, tmp_path / "x.pt")
+    assert "w" in ckpt_cloud.open(tmp_path / "x.pt", encryption_key=KEY, require_encryption=False)
+    with pytest.raises(ckpt_cloud.errors.CkptCloudError):
+        ckpt_cloud.open(tmp_path / "x.pt", encryption_key=KEY, require_encryption=True)
+
+
 def test_not_verified_and_said(tmp_path, url):
     with pytest.raises(InvalidOption, match="verify"):
         ObjectStoreReader(url, verify=False, trusted_keys=SIGNER.public_key())
@@ -585,6 +623,18 @@ class TestCommands:
         monkeypatch.setenv("CKPT_CLOUD_ENCRYPTION_KEY", base64.b64encode(KEY).decode())
         for command in (("show", url), ("verify", url), ("diff", url, url)):
             self.call(capsys, *command)
+
+    def test_only_encrypted(self, url, tmp_path, key_file):
+        save(tmp_path / "plain", encryption_key=None)
+        option = ["--require-encryption", "--encryption-key-file", str(key_file)]
+        for command in (
+            ["verify"],
+            ["cp", str(tmp_path / "a")],
+            ["convert", str(tmp_path / "b"), "--to", "ckpt-cloud"],
+        ):
+            with pytest.raises(NotEncrypted):
+                app([command[0], str(tmp_path / "plain"), *command[1:], *option], standalone_mode=False)
+            app([command[0], str(url), *command[1:], *option], standalone_mode=False)
 
     def test_without(self, url, tmp_path):
         with pytest.raises(EncryptionKeyMissing, match="encrypted"):

@@ -3,6 +3,7 @@
 import collections
 import io
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 
@@ -185,6 +186,80 @@ def bomb(levels):
     return b"\x80\x02}" + key + b"Ns."
 
 
+def words(text):
+    return b"X" + struct.pack("<I", len(text)) + text.encode()
+
+
+def number(value):
+    return b"\x8a\x07" + value.to_bytes(7, "little")
+
+
+def spread(size, kind="FloatStorage"):
+    """A tensor of one element that is shown `size` times."""
+    storage = b"(" + words("storage") + f"ctorch\n{kind}\n".encode() + words("0") + words("cpu") + b"K\1tQ"
+    rest = b"K\0" + number(size) + b"\x85K\0\x85\x89ccollections\nOrderedDict\n)R"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + rest + b"tR"
+
+
+HUGE = 1 << 36
+TO_DEVICE = b"ctorch._utils\n_rebuild_device_tensor_from_cpu_tensor\n"
+QUANTIZED = (
+    b"ctorch._utils\n_rebuild_qtensor\n(NK\0K\1\x85K\1\x85(ctorch\nper_channel_affine\n%sK\0t\x89ccollections\n"
+    b"OrderedDict\n)RtR."
+)
+COPIES = {
+    "to another type": TO_DEVICE + b"(" + spread(HUGE) + b"ctorch\nfloat64\n" + words("cpu") + b"\x89tR.",
+    "by a detour": b"ctorch._tensor\n_rebuild_from_type_v2\n("
+    + TO_DEVICE
+    + b"ctorch\nTensor\n("
+    + spread(HUGE)
+    + b"ctorch\nfloat64\n"
+    + words("cpu")
+    + b"\x89t}tR.",
+    "made by a detour": TO_DEVICE
+    + b"(ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor_v2\nctorch\nTensor\n"
+    + spread(HUGE).partition(b"v2\n")[2][:-1]
+    + b"}tR"
+    + b"ctorch\nfloat64\n"
+    + words("cpu")
+    + b"\x89tR.",
+    "as a parameter first": TO_DEVICE
+    + b"(ctorch._utils\n_rebuild_parameter\n("
+    + spread(HUGE)
+    + b"\x89ccollections\nOrderedDict\n)RtR"
+    + b"ctorch\nfloat64\n"
+    + words("cpu")
+    + b"\x89tR.",
+    "often": b"]("
+    + spread(1 << 22)
+    + b"q\1"
+    + (TO_DEVICE + b"(h\1ctorch\nfloat64\n" + words("cpu") + b"\x89tR") * 100
+    + b"e.",
+    "scales": QUANTIZED % (spread(HUGE) * 2),
+    "lists of scales": QUANTIZED % ((b"](" + spread(HUGE) + b"e") * 2),
+    "a list that is filled later": QUANTIZED % (b"]q\1\x85h\1(" + spread(HUGE) + b"e"),
+    "values of a dict": QUANTIZED % (b"}" + words("a") + spread(HUGE) + b"sN"),
+    "a state": spread(1) + spread(HUGE) + b"\x85b.",
+    "a new object": b"ctorch.nn.parameter\nParameter\n" + spread(HUGE) + b"\x85\x81.",
+    "of no size that is told": TO_DEVICE
+    + b"("
+    + spread(HUGE).replace(number(HUGE) + b"\x85", b"ctorch\nSize\n" + number(HUGE) + b"\x85\x85R")
+    + b"ctorch\nfloat64\n"
+    + words("cpu")
+    + b"\x89tR.",
+}
+
+
+@pytest.mark.parametrize("pickled", COPIES.values(), ids=COPIES)
+def test_a_tensor_of_one_element_is_not_copied_endlessly_often(pickled):
+    refusal(archive(b"\x80\x02" + pickled, **{"data/0": bytes(4)}), "more elements than are stored|holds itself")
+
+
+def test_a_tensor_that_shows_an_element_often_is_as_good_as_another():
+    value = {"mask": (torch.ones(1).expand(1 << 40), torch.nn.Parameter(torch.ones(1).expand(1000)))}
+    assert opened(screened("mask", saved(value)))["mask"][0].shape == (1 << 40,)
+
+
 @pytest.mark.parametrize(
     ("pickled", "said"),
     [
@@ -202,7 +277,17 @@ def bomb(levels):
             id="huge-by-detour",
         ),
         pytest.param(b"\x80\x02c_codecs\nencode\nX\1\0\0\0aX\4\0\0\0idna\x86R.", "encode", id="slow-encoding"),
+        pytest.param(b"\x80\x02c__builtin__\nset\n)\x81K\0b.", "not made by a call", id="set-by-new"),
+        pytest.param(b"\x80\x02cbuiltins\nset\n)\x81)b.", "not made by a call", id="set-by-its-other-name"),
         pytest.param(bomb(100), "forever", id="slow-hash"),
+        pytest.param(
+            b"\x80\x02}(" + b")" + b"q\0h\0\x86" * 20 + b"q\1N" + b"h\1N" * 100 + b"u.", "forever", id="slow-hashes"
+        ),
+        pytest.param(
+            b"\x80\x02]" + b")" + b"q\0h\0\x86" * 20 + b"q\1a" + b"c__builtin__\nset\n](h\1e\x85Ra" * 100 + b".",
+            "forever",
+            id="slow-sets",
+        ),
         pytest.param(b"\x80\x02}" + b")" + b"\x85" * 100_000 + b"Ns.", "deep", id="deep-hash"),
         pytest.param(b"\x80\x02}]Ns.", "damaged", id="unhashable-key"),
         pytest.param(b"\x80\x02h\x07.", "damaged", id="no-such-memo"),

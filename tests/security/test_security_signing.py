@@ -1,6 +1,7 @@
 """Signatures: what a trusted key signed loads; what is unsigned, by another, or changed in any byte does not."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -11,14 +12,28 @@ import torch
 from crc32c import crc32c
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 import ckpt_cloud
 from ckpt_cloud import ObjectStoreReader, ObjectStoreWriter, TransferOptions
-from ckpt_cloud.errors import ChecksumMismatch, InvalidOption, SignatureError, Unsupported
+from ckpt_cloud.errors import (
+    ChecksumMismatch,
+    CkptCloudError,
+    CorruptManifest,
+    InvalidOption,
+    SignatureError,
+    Unsupported,
+)
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.layout import manifest_key
 from ckpt_cloud.format.register import Register, encode
+from ckpt_cloud.signing import Signer
 from tests import forge
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -125,6 +140,29 @@ def test_refused_before_data_is_read(url):
         load(url, trusted_keys=OTHER.public_key())
 
 
+@pytest.mark.parametrize("key", [None, bytes(32)], ids=["clear", "encrypted"])
+def test_a_manifest_that_grew_is_not_fetched(tmp_path, key):
+    """What was signed says how large it is; three gigabytes in its place are not read first."""
+    save(tmp_path / "run", encryption_key=key)
+    os.truncate(tmp_path / "run" / registered(tmp_path / "run").manifest.key, 3 << 30)
+    for call in (load, lambda url, **options: ckpt_cloud.verify(url, trusted_keys=PUBLIC, **options)):
+        with pytest.raises(CorruptManifest, match=r"COMMIT names: the object has 3221225472 bytes, more than"):
+            call(tmp_path / "run", encryption_key=key)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"int64", b"uint8"), (b"ckpt-cloud ", b"ckpt-clown ")], ids=["a page", "the root"]
+)
+def test_a_part_of_a_manifest_is_held_against_what_was_signed(url, old, new):
+    """What still decodes, and says something else; a reader of one tensor fetches no more than this."""
+    path = url / registered(url).manifest.key
+    assert path.read_bytes().count(old) == 1
+    path.write_bytes(path.read_bytes().replace(old, new))
+    for trusted in (PUBLIC, None):
+        with pytest.raises(CorruptManifest):
+            ckpt_cloud.open(url, keys=["w"], trusted_keys=trusted)
+
+
 def forged(block):
     """Another block of the same CRC32C: its last four bytes make up for the change."""
     changed = bytearray(block)
@@ -164,18 +202,21 @@ def test_data_with_the_same_checksums_is_told_by_its_digests(url):
     assert (fault.start, fault.end) == (8192, 12288)
 
 
-def test_a_signature_over_a_manifest_without_digests_is_not_enough(url):
+def sign_without_digests(url):
     root = registered(url)
     data = (url / root.manifest.key).read_bytes()
     objects = [msgspec.structs.replace(entry, digests=b"") for entry in forge.opened(data).objects]
     data = forge.changed(data, objects=objects)
     (url / root.manifest.key).write_bytes(data)
     register = msgspec.structs.replace(root, manifest=manifests.reference(root.manifest.key, data))
-    from ckpt_cloud.signing import Signer
-
     (url / "COMMIT").write_bytes(encode(Signer(KEY).signed(register)))
-    with pytest.raises(SignatureError, match="does not cover"):
-        load(url)
+
+
+def test_a_signature_over_a_manifest_without_digests_is_not_enough(url):
+    sign_without_digests(url)
+    for call in (load, lambda url: ckpt_cloud.verify(url, trusted_keys=PUBLIC)):
+        with pytest.raises(SignatureError, match="does not cover"):
+            call(url)
 
 
 def test_a_raised_fence_leaves_the_signature_valid(url):
@@ -200,6 +241,87 @@ def test_bad_keys_are_refused_at_once(tmp_path, key_file):
             ObjectStoreReader(tmp_path / "run", trusted_keys=trusted)
     with pytest.raises(InvalidOption, match="needs trusted_keys"):
         ObjectStoreReader(tmp_path / "run", require_signature=True)
+
+
+@pytest.mark.parametrize("nothing", [[], (), set()])
+def test_no_keys_at_all_are_not_taken_for_no_demand(url, nothing):
+    """A list of keys that came out empty must not load whatever is there."""
+    calls = (
+        lambda: load(url, trusted_keys=nothing),
+        lambda: ckpt_cloud.open(url, trusted_keys=nothing),
+        lambda: ckpt_cloud.verify(url, trusted_keys=nothing, require_signature=False),
+        lambda: ckpt_cloud.copy(url, url / "copy", trusted_keys=nothing),
+        lambda: ckpt_cloud.CheckpointManager(url, trusted_keys=nothing),
+    )
+    for call in calls:
+        with pytest.raises(InvalidOption, match="holds no key"):
+            call()
+
+
+COPIES = {
+    "copy": ckpt_cloud.copy,
+    "signed copy": lambda url, to, **demands: ckpt_cloud.copy(url, to, sign=KEY, **demands),
+    "convert": lambda url, to, **demands: ckpt_cloud.convert(url, to / "x.pt", to="torch", **demands),
+}
+
+
+@pytest.mark.parametrize("make", COPIES.values(), ids=COPIES)
+def test_nothing_is_made_of_a_checkpoint_that_nobody_signed(url, tmp_path, make):
+    make(url, tmp_path / "right", trusted_keys=PUBLIC)
+    assert (tmp_path / "right").exists()
+    save(tmp_path / "unsigned", sign=None)
+    save(tmp_path / "other", sign=OTHER)
+    save(tmp_path / "sums")
+    sign_without_digests(tmp_path / "sums")
+    for name in ("unsigned", "other", "sums"):
+        with pytest.raises(SignatureError):
+            make(tmp_path / name, tmp_path / "wrong", trusted_keys=PUBLIC)
+    assert not (tmp_path / "wrong").exists()
+    make(tmp_path / "unsigned", tmp_path / "on-ones-own-word", trusted_keys=PUBLIC, require_signature=False)
+    torch.save({"w": torch.ones(2)}, tmp_path / "foreign.pt")
+    with pytest.raises(CkptCloudError):
+        make(tmp_path / "foreign.pt", tmp_path / "wrong", trusted_keys=PUBLIC)
+
+
+@pytest.mark.parametrize("form", ["bytes", "path", "encrypted"])
+def test_a_private_key_is_in_no_message_and_no_frame(tmp_path, form):
+    if form == "encrypted":
+        secret = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"password"))
+    else:
+        secret = pem(KEY).replace(b"\n", b"\n!", 2)
+    (tmp_path / "key.pem").write_bytes(secret)
+    given = tmp_path / "key.pem" if form == "path" else secret
+    calls = (
+        lambda: ObjectStoreWriter(tmp_path, sign=given),
+        lambda: ObjectStoreWriter(tmp_path, sign=pem(KEY), compression="lz4"),
+        lambda: ckpt_cloud.copy(tmp_path, tmp_path, sign=given),
+        lambda: ckpt_cloud.copy(tmp_path, tmp_path, sign=pem(KEY)),
+        lambda: ckpt_cloud.CheckpointManager(tmp_path, sign=pem(KEY), when_busy="never"),
+    )
+    for call in calls:
+        with pytest.raises(CkptCloudError) as refused:
+            call()
+        assert refused.value.__context__ is None or refused.value.__suppress_context__
+        # The first frames that were given the key are the caller's, this test's, and those that hand it on.
+        shown = frames(refused.tb.tb_next.tb_next, but="sign")
+        for part in (secret.split(b"\n")[1], pem(KEY).split(b"\n")[1]):
+            assert part.decode() not in shown + str(refused.value)
+
+
+def frames(tb, but):
+    """What a traceback with locals shows, but arguments that were handed on under this name."""
+    shown = ""
+    while tb is not None:
+        shown += repr({name: value for name, value in tb.tb_frame.f_locals.items() if name != but})
+        tb = tb.tb_next
+    return shown
+
+
+def test_a_manager_shows_no_private_key(tmp_path):
+    manager = ckpt_cloud.CheckpointManager(tmp_path, sign=pem(KEY), check=False)
+    held = [vars(manager), *map(repr, vars(manager).values())]
+    assert pem(KEY).split(b"\n")[1].decode() not in repr(held)
+    manager.close()
 
 
 def test_a_key_does_not_travel_but_its_path_does(tmp_path, key_file):

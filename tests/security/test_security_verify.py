@@ -14,7 +14,7 @@ from torch.distributed import checkpoint as dcp
 
 import ckpt_cloud
 from ckpt_cloud import ObjectStoreWriter, TransferOptions
-from ckpt_cloud.errors import CheckpointDeleted, CheckpointNotFound, CorruptCommit, CorruptManifest
+from ckpt_cloud.errors import CheckpointDeleted, CheckpointNotFound, CorruptCommit, CorruptManifest, StateMismatch
 from ckpt_cloud.format import manifest as manifests
 from ckpt_cloud.format.layout import manifest_key
 from ckpt_cloud.format.register import Register, encode
@@ -101,6 +101,47 @@ def test_a_manifest_that_contradicts_itself(url):
     found = ckpt_cloud.verify(url)
     assert "not covered" in found.faults[0].message
     assert found.faults[0].key.endswith("/manifest")
+
+
+CONTRADICTIONS = {
+    "a part that is stored nowhere": ("covered", [[[0], [2], 0, 0]]),
+    "a part that is stored twice": ("covered", [[[0], [2], 0, 0], [[1], [2], 0, 8]]),
+    "bytes of another chunk": ("shares bytes", [[[0], [2], 0, 0], [[2], [1], 0, 4]]),
+    "bytes behind the object": ("outside", [[[0], [3], 0, 1 << 40]]),
+    "an object that is not there": ("in no object", [[[0], [3], 7, 0]]),
+}
+
+
+@pytest.mark.parametrize(("said", "chunks"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_nothing_is_loaded_from_a_manifest_that_contradicts_itself(url, said, chunks):
+    """What is stored nowhere would come back as whatever was in memory."""
+    contradict(url, tensors={"b": ["float32", [3], chunks, False]})
+    state = {"b": torch.full((3,), 7.0)}
+    for call in (
+        lambda: ckpt_cloud.load(state, checkpoint_id=url),
+        lambda: ckpt_cloud.open(url),
+        lambda: ckpt_cloud.convert(url, f"{url}.pt", to="torch"),
+    ):
+        with pytest.raises(CorruptManifest, match=said):
+            call()
+    # Of a part, what concerns it.
+    with pytest.raises(CorruptManifest):
+        ckpt_cloud.open(url, keys=["b"])
+    assert torch.equal(state["b"], torch.full((3,), 7.0))
+
+
+def test_a_part_that_a_ranks_own_checkpoint_does_not_have(url):
+    """Nor does one come back by saying that the rest is with other ranks."""
+    contradict(url, tensors={"b": ["float32", [3], [[[0], [2], 0, 0]], False]}, ranks=1)
+    opened = ckpt_cloud.open(url)
+    assert opened.get_slice("b")[:2].shape == (2,)
+    for call in (
+        lambda: opened["b"],
+        lambda: opened.get_slice("b")[1:],
+        lambda: ckpt_cloud.convert(url, f"{url}.pt", to="torch"),
+    ):
+        with pytest.raises(StateMismatch, match=r"2 of the 3 elements|1 of the 2 elements"):
+            call()
 
 
 def test_what_cannot_be_opened_is_raised(url, tmp_path):
