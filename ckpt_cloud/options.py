@@ -203,7 +203,8 @@ class TransferOptions:
     memory_budget: int = 512 * MIB
     """Bytes of staged parts and fetched ranges that may exist at once in this process."""
     part_size: int = 16 * MIB
-    """Of a multipart upload; grows on its own so that no object exceeds 10,000 parts (on Azure 50,000 blocks)."""
+    """Of a multipart upload. A save of less than 6 parts for each of `max_requests` takes smaller ones, of 5 MiB or
+    more; a large object larger ones, so that it has at most 10,000 (on Azure 50,000 blocks)."""
     pack_size: int = 256 * MIB
     """A rank's data is spread over objects of about this size; a larger tensor gets one of its own."""
     max_requests: int = 32

@@ -7,7 +7,7 @@ Batch ─┬► plain: packs planned at once ─► upload_packs ──┬► se
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.distributed.checkpoint.planner import SavePlanner
 
@@ -20,7 +20,7 @@ from ckpt_cloud.format.manifest import ObjectEntry
 from ckpt_cloud.format.sealing import sealed_size
 from ckpt_cloud.metadata import Stored
 from ckpt_cloud.options import TransferOptions
-from ckpt_cloud.planning.save import plan_packs
+from ckpt_cloud.planning.save import plan_packs, shared_part_size
 from ckpt_cloud.stores import ObjectStore
 from ckpt_cloud.transfer.encode import upload_coded
 from ckpt_cloud.transfer.upload import sizes_for, upload_packs
@@ -71,8 +71,9 @@ class Writes:
     ) -> tuple[Places, list[ObjectEntry]]:
         """Entries `numbers` as they are; there are `beside` further bytes to come."""
         entries = [batch.entries[number] for number in numbers]
+        options = self._sized_for(sum(entry.nbytes for entry in entries))
         with garbage.paused():
-            sizes = sizes_for(self.store, self.options, sealed=self.seal is not None)
+            sizes = sizes_for(self.store, options, sealed=self.seal is not None)
             packs = plan_packs(entries, self.attempt, sizes)
         named = [(self.new_key(number), pack) for number, pack in enumerate(packs)]
         stored = sum(sealed_size(pack.size) if self.seal else pack.size for pack in packs)
@@ -82,7 +83,7 @@ class Writes:
             batch.source(planner, numbers),
             named,
             [entry.nbytes for entry in entries],
-            options=self.options,
+            options=options,
             recorder=self.recorder,
             seal=self.seal.of_object if self.seal else None,
         )
@@ -93,6 +94,12 @@ class Writes:
                 for entry, start in zip(pack.entries, pack.starts, strict=True)
             }
         return places, objects
+
+    def _sized_for(self, total: int) -> TransferOptions:
+        """The options with parts that suit so many bytes."""
+        given = self.options
+        part_size = shared_part_size(total, most=given.part_size, requests=given.max_requests, block=given.block_size)
+        return replace(given, part_size=part_size)
 
     async def _coded(
         self,

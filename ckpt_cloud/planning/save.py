@@ -11,6 +11,12 @@ from ckpt_cloud.errors import Unsupported
 from ckpt_cloud.format.dtypes import SIZES
 from ckpt_cloud.format.pack import MAX_HEADER_BYTES, PackEntry, header, header_bytes_bound
 
+_MIN_PART = 5 << 20
+"""S3 takes no smaller part but the last of an object."""
+_ROUND = 1 << 20
+_PARTS_PER_REQUEST = 6
+"""So that, at the end, requests that find nothing left to send wait for a sixth of the time at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
@@ -62,6 +68,20 @@ def plan_packs(entries: Sequence[PackEntry], attempt: str, sizes: Sizes) -> list
     Entries keep their order from object to object, so that neighbours in the state dict are neighbours in storage.
     """
     return [_pack(entries, group, attempt, sizes) for group in _groups(entries, pack_size=sizes.pack) if group]
+
+
+def shared_part_size(total: int, *, most: int, requests: int, block: int) -> int:
+    """Bytes of a part if `total` bytes, of all objects together, are to keep so many requests busy until the end.
+
+    Args:
+        most: never more, and where there is much no less; at least 5 MiB. What fits into one goes as one.
+        block: the part is a multiple of it; a power of two.
+    """
+    if total <= most:
+        return most
+    unit = max(_ROUND, block)
+    share = max(_MIN_PART, -(-total // (requests * _PARTS_PER_REQUEST)))
+    return min(most, -(-share // unit) * unit)
 
 
 def part_size_for(size: int, sizes: Sizes) -> int:

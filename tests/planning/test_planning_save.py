@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ckpt_cloud.errors import Unsupported
 from ckpt_cloud.format.dtypes import SIZES
 from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
-from ckpt_cloud.planning.save import PackPlan, Segment, Sizes, part_size_for, parts, plan_packs
+from ckpt_cloud.planning.save import PackPlan, Segment, Sizes, part_size_for, parts, plan_packs, shared_part_size
 
 
 def sizes(pack, part):
@@ -117,6 +117,26 @@ def test_the_largest_object_and_one_byte_more(part_size, max_parts, max_part):
     assert part_size_for(largest, limits) == max_part
     with pytest.raises(Unsupported, match=str(largest + 1)):
         part_size_for(largest + 1, limits)
+
+
+@given(st.integers(0, 1 << 40), st.sampled_from([5, 8, 16, 64]), st.integers(1, 256), st.integers(12, 20))
+def test_parts_shared_by_requests_are_what_stores_and_sums_take(total, most, requests, log_block):
+    size = shared_part_size(total, most=most * MIB, requests=requests, block=1 << log_block)
+    assert 5 * MIB <= size <= most * MIB
+    assert size % (1 << log_block) == 0
+
+
+@given(st.integers(6 * 32 * 5 * MIB, 1 << 36), st.integers(1, 32))
+def test_requests_have_several_parts_each_unless_parts_would_be_too_small(total, requests):
+    size = shared_part_size(total, most=16 * MIB, requests=requests, block=64 << 10)
+    assert size == 5 * MIB or total / size > 5 * requests
+
+
+def test_little_goes_in_one_request_and_much_in_the_parts_asked_for():
+    def of(total):
+        return shared_part_size(total, most=16 * MIB, requests=32, block=64 << 10) // MIB
+
+    assert [of(16 * MIB), of(16 * MIB + 1), of(1 << 30), of(2 << 30), of(1 << 40)] == [16, 5, 6, 11, 16]
 
 
 @given(st.lists(st.integers(0, 50), max_size=12), st.integers(1, 40), st.integers(1, 60), st.randoms())
