@@ -132,7 +132,7 @@ DEEP = b")" + b"\x85" * 200_000
 BOMBS = {
     "a key of tuples": by_hand(b"}", TUPLES, b"Ns"),
     "a key of tuples among others": by_hand(b"}(", text("a"), b"N", TUPLES, b"Nu"),
-    "a key of a dict at once": by_hand(b"(", TUPLES, b"Nd"),
+    "a key of a dict at once": by_hand(b"(", TUPLES, b"N", b"d"),
     "an element of a set": by_hand(b"\x8f(", TUPLES, b"\x90"),
     "an element of a frozen set": by_hand(b"(", TUPLES, b"\x91"),
     "a key taken out of the memo": by_hand(TUPLES, b"0}h\x60Ns"),
