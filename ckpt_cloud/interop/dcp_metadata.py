@@ -15,7 +15,7 @@ from ckpt_cloud.errors import CorruptFile
 from ckpt_cloud.format.dtypes import SIZES
 from ckpt_cloud.format.structure import MAX_DIMS
 from ckpt_cloud.interop.contents import plain
-from ckpt_cloud.interop.pickles import Record, load, record_class
+from ckpt_cloud.interop.pickles import Record, load, ordered_class, record_class
 from ckpt_cloud.planning.slices import Ints
 from ckpt_cloud.tensors import dtype_of
 
@@ -42,16 +42,6 @@ _PATH_HOMES = ("pathlib", "pathlib._local")
 _MEMORY_FORMATS = ("contiguous_format", "channels_last", "channels_last_3d", "preserve_format")
 
 
-class _Ordered(dict[Any, Any]):
-    """An OrderedDict, whose attributes, if the pickle has any, are let go."""
-
-    def __init__(self) -> None:
-        """Empty: pickles fill it afterwards."""
-
-    def __setstate__(self, state: Any) -> None:
-        del state
-
-
 def as_sizes(value: Any) -> Ints:
     """What `torch.Size` makes of `value`."""
     return ints(value, "a size")
@@ -76,7 +66,7 @@ def names() -> dict[tuple[str, str], Any]:
     for home in _PATH_HOMES:
         for name in _PATHS:
             found[home, name] = record_class(name)
-    found["collections", "OrderedDict"] = type("OrderedDict", (_Ordered,), {})
+    found["collections", "OrderedDict"] = ordered_class()
     for home in ("builtins", "__builtin__"):
         # Lists of what is in them: nothing that reading needs is a set.
         found[home, "set"] = found[home, "frozenset"] = list

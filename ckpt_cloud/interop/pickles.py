@@ -38,6 +38,21 @@ def record_class(name: str) -> type[Record]:
     return type(name, (Record,), {})
 
 
+class _Ordered(dict[Any, Any]):
+    """An OrderedDict, whose attributes, such as the versions of a state dict, are let go."""
+
+    def __init__(self) -> None:
+        """Empty: pickles fill it afterwards."""
+
+    def __setstate__(self, state: Any) -> None:
+        del state
+
+
+def ordered_class() -> type[dict[Any, Any]]:
+    """An OrderedDict of its own for one pickle."""
+    return type("OrderedDict", (_Ordered,), {})
+
+
 def load(
     data: bytes,
     names: Mapping[tuple[str, str], Any],

@@ -10,7 +10,7 @@ import torch
 from ckpt_cloud.errors import CorruptFile
 from ckpt_cloud.format.dtypes import SIZES
 from ckpt_cloud.interop.dcp_metadata import ints
-from ckpt_cloud.interop.pickles import load
+from ckpt_cloud.interop.pickles import load, ordered_class
 from ckpt_cloud.interop.torch_values import value_names
 from ckpt_cloud.planning.slices import Ints
 from ckpt_cloud.tensors import dtype_of
@@ -95,17 +95,7 @@ def _names(where: str) -> Mapping[tuple[str, str], Any]:
     names["torch._utils", "_rebuild_tensor_v3"] = rebuild_typed
     names["torch._utils", "_rebuild_parameter"] = parameter
     names |= value_names(where)
-
-    class OrderedDict(dict[Any, Any]):
-        """State dicts carry versions as an attribute, which says nothing about the tensors."""
-
-        def __init__(self) -> None:
-            """Empty: pickles fill it afterwards."""
-
-        def __setstate__(self, state: Any) -> None:
-            del state
-
-    names["collections", "OrderedDict"] = OrderedDict
+    names["collections", "OrderedDict"] = ordered_class()
     return names
 
 
