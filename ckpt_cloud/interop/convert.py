@@ -15,7 +15,7 @@ from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
 
 from ckpt_cloud import bridge
 from ckpt_cloud.encryption import EncryptionKey, Encryptions, Keyring, is_encrypted
-from ckpt_cloud.errors import CheckpointExists, CkptCloudError, InvalidOption, InvalidURL, NotFound
+from ckpt_cloud.errors import CheckpointExists, CkptCloudError, InvalidOption, InvalidURL
 from ckpt_cloud.events import Recorder
 from ckpt_cloud.format.layout import COMMIT_KEY
 from ckpt_cloud.interop.any_format import AnyReader, reader_for
@@ -27,7 +27,7 @@ from ckpt_cloud.interop.objects import Data, ObjectPlan, ObjectUploader
 from ckpt_cloud.interop.own_format import ITEMS_AT_ONCE, OwnFormat
 from ckpt_cloud.interop.pull import Puller, opened_item
 from ckpt_cloud.interop.reader import ForeignReader
-from ckpt_cloud.interop.repository import Repository
+from ckpt_cloud.interop.repository import Repository, is_there
 from ckpt_cloud.interop.safetensors_files import INDEX_KEY, SINGLE_KEY, SUFFIX
 from ckpt_cloud.interop.safetensors_layout import MAX_SHARD_BYTES, check_types, file_plan, index, split
 from ckpt_cloud.interop.torch_layout import Placeholder, layout
@@ -295,20 +295,13 @@ class _Conversion:
         Raises:
             CheckpointExists: it is, or a checkpoint of ours, which is never mixed with another format.
         """
-        if self._there(store, COMMIT_KEY):
+        if bridge.run(is_there(store, COMMIT_KEY)):
             raise CheckpointExists(f"{COMMIT_KEY} is already there", store.url, "choose another URL")
-        if key is None or not self._there(store, key):
+        if key is None or not bridge.run(is_there(store, key)):
             return False
         if not self.overwrite:
             hint = "choose another URL, or pass overwrite=True (--overwrite)"
             raise CheckpointExists(f"{key} is already there", store.url, hint)
-        return True
-
-    def _there(self, store: ObjectStore, key: str) -> bool:
-        try:
-            bridge.run(store.head(key))
-        except NotFound:
-            return False
         return True
 
     def _upload(self, store: ObjectStore, plan: ObjectPlan) -> None:

@@ -19,6 +19,15 @@ from ckpt_cloud.stores import ObjectStore
 _FILE = re.compile(r"(shard-\d{5}-)?model(-\d{5}-of-\d{5})?\.safetensors")
 
 
+async def is_there(store: ObjectStore, key: str) -> bool:
+    """Whether the store has an object `key`."""
+    try:
+        await store.head(key)
+    except NotFound:
+        return False
+    return True
+
+
 class Repository:
     """The repository right under a store's URL, whose files are to be written."""
 
@@ -61,7 +70,7 @@ class Repository:
             self.old -= keys
 
     async def _find(self) -> set[str]:
-        found = {key for key in (INDEX_KEY, SINGLE_KEY) if await self._there(key)}
+        found = {key for key in (INDEX_KEY, SINGLE_KEY) if await is_there(self._store, key)}
         with contextlib.suppress(PermissionDenied):
             # Whoever may only write cannot list; then these two are all that is known.
             found |= {info.key async for info in self._store.list() if _FILE.fullmatch(info.key)}
@@ -70,10 +79,3 @@ class Repository:
                 # One that cannot be read names no files.
                 found |= set((await read_index(self._store, INDEX_KEY)).values())
         return found
-
-    async def _there(self, key: str) -> bool:
-        try:
-            await self._store.head(key)
-        except NotFound:
-            return False
-        return True
