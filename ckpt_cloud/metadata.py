@@ -35,6 +35,7 @@ class Stored(msgspec.Struct, array_like=True, frozen=True, gc=False):
         inline: the item as it was serialized.
         value: a list of the item itself, lowered by `format.plain`.
         coded: where and how it was stored, if it is not as it is; `object` is then -1.
+        chunks: that it was stored as, if they are several; `object` is then -1.
     """
 
     inline: bytes | None
@@ -43,9 +44,17 @@ class Stored(msgspec.Struct, array_like=True, frozen=True, gc=False):
     nbytes: int
     value: list[Any] | None = None
     coded: Coded | None = None
+    chunks: list[Chunk] | None = None
+
+    @classmethod
+    def in_chunks(cls, chunks: list[Chunk]) -> Stored:
+        """Of a tensor that was stored as several."""
+        return cls(None, -1, 0, 0, chunks=chunks)
 
     def counted_from(self, first: int) -> Stored:
         """The same with numbers of objects that begin at `first`."""
+        if self.chunks is not None:
+            return Stored.in_chunks([chunk.moved(first) for chunk in self.chunks])
         if self.coded is not None:
             return msgspec.structs.replace(self, coded=self.coded.moved(first))
         return msgspec.structs.replace(self, object=self.object + first) if self.object >= 0 else self
@@ -53,6 +62,8 @@ class Stored(msgspec.Struct, array_like=True, frozen=True, gc=False):
     @property
     def last_object(self) -> int:
         """The greatest number of an object that it lies in; -1 for none."""
+        if self.chunks is not None:
+            return max(number for chunk in self.chunks for number in chunk.objects)
         return self.object if self.coded is None else max(self.coded.objects)
 
 
@@ -247,7 +258,7 @@ def _collect(rank: int, uploaded: Uploaded, first_object: int, places: dict[_Ind
 
 
 def _is_empty(stored: Stored) -> bool:
-    return stored.inline is None and stored.nbytes == 0 and stored.value is None
+    return stored.inline is None and stored.nbytes == 0 and stored.value is None and stored.chunks is None
 
 
 def _place(index: _Index, places: dict[_Index, Stored]) -> Stored:
@@ -259,11 +270,14 @@ def _place(index: _Index, places: dict[_Index, Stored]) -> Stored:
 
 
 def _tensor(fqn: str, entry: TensorStorageMetadata, places: dict[_Index, Stored]) -> TensorEntry:
-    chunks = []
+    chunks: list[Chunk] = []
     for chunk in entry.chunks:
         offsets = tuple(chunk.offsets)
         stored = _place((fqn, offsets), places)
-        chunks.append(Chunk(offsets, tuple(chunk.sizes), stored.object, stored.start, stored.coded))
+        if stored.chunks is not None:
+            chunks += stored.chunks
+        else:
+            chunks.append(Chunk(offsets, tuple(chunk.sizes), stored.object, stored.start, stored.coded))
     properties = entry.properties
     return TensorEntry(dtype_name(properties.dtype), tuple(entry.size), chunks, properties.requires_grad)
 

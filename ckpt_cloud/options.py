@@ -207,6 +207,10 @@ class TransferOptions:
     more; a large object larger ones, so that it has at most 10,000 (on Azure 50,000 blocks)."""
     pack_size: int = 256 * MIB
     """A rank's data is spread over objects of about this size; a larger tensor gets one of its own."""
+    column_chunks: int = 4
+    """A shard that is a part of each row of its tensor is stored as up to this many chunks of 1 MiB or more side by
+    side, so that a load into another sharding fetches fewer columns that it does not need. It is copied to be saved; 1
+    stores it as it is."""
     max_requests: int = 32
     """Requests in flight per process."""
     range_size: int = 16 * MIB
@@ -241,6 +245,7 @@ class TransferOptions:
         _require(self.pack_size >= self.part_size, "pack_size must be at least part_size")
         _require(self.range_size >= self.block_size, "range_size must be at least block_size")
         _require(0 <= self.spread <= 4, "spread must be 0 to 4 hexadecimal digits")
+        _require(self.column_chunks >= 1, "column_chunks must be at least 1")
         _require(self.max_requests >= 1, "max_requests must be at least 1")
         _require(self.compression in (None, "zstd"), f"compression is {self.compression!r}; it is 'zstd' or None")
         _require(-100 <= self.compression_level <= 22, "compression_level must be from -100 to 22")

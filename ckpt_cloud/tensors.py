@@ -82,7 +82,7 @@ def _copy_strided(tensor: torch.Tensor, start: int, end: int, into: memoryview) 
     with gpu.beside(source) as free:
         for offsets, sizes in flat_boxes(tuple(source.shape), start // width, end // width):
             count = math.prod(sizes)
-            target[at : at + count].view(sizes).copy_(_box(source, offsets, sizes), non_blocking=free)
+            target[at : at + count].view(sizes).copy_(box_of(source, offsets, sizes), non_blocking=free)
             at += count
 
 
@@ -225,7 +225,7 @@ class TensorSink:
         elif target.dtype != destination.dtype:
             return None
         else:
-            view = byte_view(_box(target, placement.offsets, placement.sizes))
+            view = byte_view(box_of(target, placement.offsets, placement.sizes))
             if view is None:
                 return None
             whole = view
@@ -258,7 +258,7 @@ def _place_box(destination: Destination, placement: Placement, data: memoryview)
     if isinstance(target, np.ndarray):
         np.copyto(_array_box(target, placement), source)
         return
-    box = _box(target.detach(), placement.offsets, placement.sizes)
+    box = box_of(target.detach(), placement.offsets, placement.sizes)
     if target.dtype == destination.dtype and target.device.type == "cpu" and not _is_lazy(target):
         np.copyto(carrier(box).numpy(), source)
     else:
@@ -269,7 +269,7 @@ def _place_box(destination: Destination, placement: Placement, data: memoryview)
             box.copy_(_as_elements(torch.from_numpy(source), destination.dtype), non_blocking=free)
 
 
-def _box(tensor: torch.Tensor, offsets: Ints, sizes: Ints) -> torch.Tensor:
+def box_of(tensor: torch.Tensor, offsets: Ints, sizes: Ints) -> torch.Tensor:
     """A box of `tensor`; dimensions beyond those of the box stay whole."""
     for dim, (offset, size) in enumerate(zip(offsets, sizes, strict=False)):
         if size != tensor.shape[dim]:

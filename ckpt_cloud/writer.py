@@ -259,7 +259,9 @@ class ObjectStoreWriter(StorageWriter):
             with garbage.paused():
                 # A transform may encrypt: then the manifest must not show an item.
                 inline_limit = -1 if self._extensions else self._settings.transfer.inline_limit
-                batch = sorted_out(plan.items, planner, inline_limit)
+                # A rank's own checkpoint fills the very same shards.
+                most_chunks = self._settings.transfer.column_chunks if save.ranks is None else 1
+                batch = sorted_out(plan.items, planner, inline_limit=inline_limit, most_chunks=most_chunks)
             save.recorder.report.bytes_needed += batch.total_bytes
             upload = save.writes(self._settings.transfer, self._extensions).run(batch, planner)
             places, objects = bridge.run(self._stop.over(upload) if self._stop else upload)

@@ -27,7 +27,6 @@ from ckpt_cloud.format.pages import (
 )
 from ckpt_cloud.format.register import ManifestRef
 
-"""First bytes of a manifest of version 1; the digit is the major version. `format.pages` has the present one."""
 T = TypeVar("T")
 
 
@@ -78,6 +77,11 @@ class Chunk(msgspec.Struct, array_like=True, frozen=True, gc=False):
     def objects(self) -> list[int]:
         """Numbers of the objects that it lies in."""
         return _objects(self.object, self.coded)
+
+    def moved(self, places: dict[int, int] | int) -> Chunk:
+        """The same with other numbers of objects: looked up, or counted from a number."""
+        number = places + self.object if isinstance(places, int) else places.get(self.object, -1)
+        return Chunk(self.offsets, self.sizes, number if self.object >= 0 else -1, self.start, self.coded and self.coded.moved(places))
 
 
 class TensorEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -342,10 +346,7 @@ def part(
 
 
 def _moved(entry: TensorEntry, places: dict[int, int]) -> TensorEntry:
-    chunks = [
-        Chunk(c.offsets, c.sizes, places.get(c.object, -1), c.start, c.coded and c.coded.moved(places))
-        for c in entry.chunks
-    ]
+    chunks = [chunk.moved(places) for chunk in entry.chunks]
     return TensorEntry(entry.dtype, entry.shape, chunks, entry.requires_grad)
 
 
