@@ -81,7 +81,8 @@ class Chunk(msgspec.Struct, array_like=True, frozen=True, gc=False):
     def moved(self, places: dict[int, int] | int) -> Chunk:
         """The same with other numbers of objects: looked up, or counted from a number."""
         number = places + self.object if isinstance(places, int) else places.get(self.object, -1)
-        return Chunk(self.offsets, self.sizes, number if self.object >= 0 else -1, self.start, self.coded and self.coded.moved(places))
+        coded = self.coded and self.coded.moved(places)
+        return Chunk(self.offsets, self.sizes, number if self.object >= 0 else -1, self.start, coded)
 
 
 class TensorEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -111,5 +111,5 @@ def test_a_small_budget_holds(file_url):
 
 
 def test_a_planner_that_resolves_another_shape_is_refused(file_url):
-    with pytest.raises(PlanMismatch, match="was planned as .* and resolved to complex64 .1024, 511"):
+    with pytest.raises(PlanMismatch, match=r"was planned as .* and resolved to complex64 .1024, 511"):
         ckpt_cloud.save(matrices(), storage_writer=ObjectStoreWriter(file_url), planner=ByColumns(lie=True))
