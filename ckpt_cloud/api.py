@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter
 
+from ckpt_cloud import garbage
 from ckpt_cloud.encryption import EncryptionKey, Keyring
 from ckpt_cloud.errors import (
     CheckpointNotFound,
@@ -77,15 +78,16 @@ def save(
     writer = _writer(storage_writer, compression, keyring)
     began = time.perf_counter()
     try:
-        saved: Metadata = dcp.save(
-            state_dict,
-            checkpoint_id=checkpoint_id,
-            storage_writer=writer,
-            planner=planner,
-            process_group=process_group,
-            no_dist=no_dist,
-            use_collectives=use_collectives,
-        )
+        with garbage.paused():
+            saved: Metadata = dcp.save(
+                state_dict,
+                checkpoint_id=checkpoint_id,
+                storage_writer=writer,
+                planner=planner,
+                process_group=process_group,
+                no_dist=no_dist,
+                use_collectives=use_collectives,
+            )
     except (CheckpointException, CkptCloudError) as failure:
         raise _after_failed_save(failure, writer) from failure
     except RuntimeError as failure:
@@ -235,14 +237,15 @@ def load(
         checkpoint_id = None
         reader = _open_for_all(reader, process_group, any_format=storage_reader is None, no_dist=no_dist)
     try:
-        dcp.load(
-            state_dict,
-            checkpoint_id=checkpoint_id,
-            storage_reader=reader,
-            planner=planner,
-            process_group=process_group,
-            no_dist=no_dist,
-        )
+        with garbage.paused():
+            dcp.load(
+                state_dict,
+                checkpoint_id=checkpoint_id,
+                storage_reader=reader,
+                planner=planner,
+                process_group=process_group,
+                no_dist=no_dist,
+            )
     except (CheckpointException, CkptCloudError) as failure:
         raise _mismatch(planner, reader, failure) or _ours(failure) from failure
     except RuntimeError as failure:

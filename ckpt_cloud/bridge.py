@@ -12,8 +12,10 @@ import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError as FutureCancelled
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
+from ckpt_cloud import garbage
 from ckpt_cloud.errors import AttemptAborted, Unsupported
 
 T = TypeVar("T")
@@ -24,6 +26,8 @@ _CLEANUP_S = 15.0
 _SETTLE_S = 0.1
 """For the engine's own threads to let go of Python objects: one that needs the interpreter once it is going aborts the
 process (https://docs.python.org/3.11/c-api/init.html#c.PyGILState_Ensure)."""
+_UNCOLLECTED_S = 1.0
+"""A pause of the garbage collector goes on for so long."""
 
 _lock = threading.Lock()
 # The only state of this module: the loop of this process, reset in a forked child, and whether this is such a child.
@@ -46,7 +50,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     begun, ended = threading.Event(), threading.Event()
     future = asyncio.run_coroutine_threadsafe(_noting(work, begun, ended), event_loop())
     try:
-        return future.result()
+        return _result(future)
     except KeyboardInterrupt:
         # Work that is cancelled before its first step has no end.
         begun.wait(_CLEANUP_S)
@@ -55,6 +59,13 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         raise
     except FutureCancelled as cancelled:
         raise asyncio.CancelledError from cancelled
+
+
+def _result(future: Future[T]) -> T:
+    if wait([future], _UNCOLLECTED_S).done:
+        return future.result()
+    with garbage.resumed():
+        return future.result()
 
 
 async def _noting(work: Coroutine[Any, Any, T], begun: threading.Event, ended: threading.Event) -> T:
