@@ -290,7 +290,7 @@ def _planner_data(data: Any) -> tuple[dict[str, tuple[str | int, ...]] | None, A
 
 
 def _is_path(value: object) -> bool:
-    return isinstance(value, tuple) and all(type(step) in (str, int) for step in value)
+    return isinstance(value, tuple) and {str, int}.issuperset(map(type, value))
 
 
 def _storage_meta(meta: StorageMeta) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass, field
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from ckpt_cloud.format.manifest import ItemEntry, Manifest, ObjectEntry
 from ckpt_cloud.items import screened, serialized
 from ckpt_cloud.metadata import find_chunk
 from ckpt_cloud.planning.load import Want
+from ckpt_cloud.selection import SelectiveLoadPlanner
 from ckpt_cloud.tensors import Destination, ItemBytes, dtype_of
 from ckpt_cloud.transfer.decode import check_codec
 from ckpt_cloud.transforms import Undo
@@ -29,7 +31,7 @@ class Reads:
     destinations: list[Destination] = field(default_factory=list)
     tensors: list[tuple[ReadItem, torch.Tensor]] = field(default_factory=list)
     items: list[tuple[ReadItem, bytes | np.ndarray | ItemBytes]] = field(default_factory=list)
-    values: list[tuple[ReadItem, bytes]] = field(default_factory=list)
+    values: list[tuple[ReadItem, Any]] = field(default_factory=list)
     """Items that the manifest holds as plain values, and which therefore need no screening."""
 
     @classmethod
@@ -82,12 +84,17 @@ class Reads:
             values = [(item, screened(item.storage_index.fqn, value)) for item, value in values]
         for item, tensor in self.tensors:
             planner.commit_tensor(item, tensor)
-        for item, value in (*self.values, *values):
+        if _takes_values(planner):
+            for item, value in self.values:
+                planner.load_value(item, value)
+        else:
+            values += [(item, serialized(value)) for item, value in self.values]
+        for item, value in values:
             planner.load_bytes(item, io.BytesIO(value))
 
     def _add_item(self, item: ReadItem, entry: ItemEntry, objects: list[ObjectEntry]) -> None:
         if entry.value:
-            self.values.append((item, serialized(plain.raise_up(entry.value[0]))))
+            self.values.append((item, plain.raise_up(entry.value[0])))
             return
         if entry.inline is not None:
             self.items.append((item, entry.inline))
@@ -110,13 +117,19 @@ class Reads:
         entry = manifest.tensors[item.storage_index.fqn]
         chunk = find_chunk(entry, item.storage_index)
         dtype = dtype_of(entry.dtype)
-        target = target.detach()
+        if target.requires_grad:
+            target = target.detach()
         self.tensors.append((item, target))
         offsets, sizes = tuple(item.storage_offsets), tuple(item.lengths)
-        if tuple(target.shape) != sizes:
+        if target.shape != sizes:
             raise StateMismatch(f"{item.dest_index.fqn!r} has shape {tuple(target.shape)}, the read has {sizes}")
         self.wants.append(Want(chunk.object, chunk.start, dtype.itemsize, chunk.sizes, offsets, sizes, chunk.coded))
         self.destinations.append(Destination(item.dest_index.fqn, target, dtype))
+
+
+def _takes_values(planner: LoadPlanner) -> TypeGuard[SelectiveLoadPlanner]:
+    """Whether the planner puts items into the state as they are, but for `torch.load`."""
+    return isinstance(planner, SelectiveLoadPlanner) and type(planner).load_bytes is SelectiveLoadPlanner.load_bytes
 
 
 def _bytes(value: bytes | np.ndarray | ItemBytes) -> bytes:

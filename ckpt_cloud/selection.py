@@ -9,7 +9,8 @@ finish_plan          each rank takes the result
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import io
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,7 +115,8 @@ class SelectiveLoadPlanner(DefaultLoadPlanner):
         names = {fqn: self._stored_name(fqn) for fqn in self.state_dict}
         shown = stored if self._plain else {fqn: stored[name] for fqn, name in names.items() if name in stored}
         faults = misfits(self.state_dict, shown)
-        plan = self._planned({fqn: entry for fqn, entry in shown.items() if fqn not in faults})
+        fitting = {fqn: entry for fqn, entry in shown.items() if fqn not in faults} if faults else shown
+        plan = self._planned(fitting)
         # DCP's planner may have gone over to the names of before torch 2.4.
         names = {fqn: names.get(fqn, fqn) for fqn in self.state_dict}
         seen = _Seen(
@@ -152,6 +154,21 @@ class SelectiveLoadPlanner(DefaultLoadPlanner):
         """The plan as it is; `result` is set from here on."""
         self.result = new_plan.planner_data
         return super().finish_plan(new_plan)
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """As DCP's, into the state itself: without flattening DCP's may put it into a copy."""
+        super().load_bytes(read_item, value)
+        if not self.flatten_state_dict:
+            self.load_value(read_item, self.state_dict[read_item.dest_index.fqn])
+
+    def load_value(self, read_item: ReadItem, value: Any) -> None:
+        """`load_bytes` of a value that is there already, so that nothing is pickled only to be opened again."""
+        fqn = read_item.dest_index.fqn
+        *outer, last = self.mappings[fqn] if self.flatten_state_dict else (fqn,)
+        container: Any = self.original_state_dict
+        for step in outer:
+            container = container[step]
+        container[last] = value
 
     def _planned(self, shown: dict[str, Any]) -> LoadPlan:
         """DCP's plan against these entries."""
@@ -209,10 +226,13 @@ def misfits(state: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, st
 def _misfit(value: Any, entry: Any) -> str | None:
     if not isinstance(entry, TensorStorageMetadata):
         return None
-    size = getattr(value, "size", None)
-    if not callable(size):
-        return f"stored as a tensor of shape {tuple(entry.size)}, state has {type(value).__name__}"
-    shape = torch.Size(size())
+    if isinstance(value, torch.Tensor):
+        shape = value.shape
+    else:
+        size = getattr(value, "size", None)
+        if not callable(size):
+            return f"stored as a tensor of shape {tuple(entry.size)}, state has {type(value).__name__}"
+        shape = torch.Size(size())
     return None if shape == entry.size else f"stored shape {tuple(entry.size)}, state {tuple(shape)}"
 
 
@@ -226,8 +246,10 @@ def _below(fqn: str, prefix: str) -> bool:
     return prefix in ("", fqn) or fqn.startswith(f"{prefix}.")
 
 
-def _moved(fqn: str, prefixes: Iterable[tuple[str, str]]) -> str:
+def _moved(fqn: str, prefixes: Collection[tuple[str, str]]) -> str:
     """`fqn` with the longest of the prefixes that it has replaced."""
+    if not prefixes:
+        return fqn
     fitting = [pair for pair in prefixes if _below(fqn, pair[0])]
     if not fitting:
         return fqn

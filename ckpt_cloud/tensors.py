@@ -140,9 +140,10 @@ class TensorSource:
 
     def _get(self, entry: int) -> torch.Tensor | memoryview:
         with self._lock:
-            if entry not in self._held:
-                self._held[entry] = self._checked(entry, self._resolve(entry))
-            return self._held[entry]
+            held = self._held.get(entry)
+            if held is None:
+                held = self._held[entry] = self._checked(entry, self._resolve(entry))
+            return held
 
     def _checked(self, entry: int, value: torch.Tensor | io.BytesIO) -> torch.Tensor | memoryview:
         plan = self._entries[entry]
@@ -150,14 +151,18 @@ class TensorSource:
             assert isinstance(value, io.BytesIO)
             return value.getbuffer()
         assert isinstance(value, torch.Tensor)
-        tensor = value.detach().resolve_conj().resolve_neg()
+        # Each of these calls is a part of what a small tensor costs.
+        tensor = value.detach() if value.requires_grad else value
+        if _is_lazy(tensor):
+            tensor = tensor.resolve_conj().resolve_neg()
         check_storable(plan.fqn, tensor.dtype, tensor.layout)
         if tensor.is_meta:
             raise UnsupportedTensor(f"{plan.fqn!r} is on the meta device and has no data", hint="materialize it first")
-        got = (dtype_name(tensor.dtype), tuple(tensor.shape))
-        if got != (plan.dtype, plan.sizes):
+        name = dtype_name(tensor.dtype)
+        if name != plan.dtype or tensor.shape != plan.sizes:
             hint = "a planner that converts data must change tensor_data in its plan as well"
-            message = f"{plan.fqn!r} was planned as {plan.dtype} {plan.sizes} and resolved to {got[0]} {got[1]}"
+            got = f"{name} {tuple(tensor.shape)}"
+            message = f"{plan.fqn!r} was planned as {plan.dtype} {plan.sizes} and resolved to {got}"
             raise PlanMismatch(message, hint=hint)
         return tensor
 
@@ -237,9 +242,9 @@ class TensorSink:
         base = np.frombuffer(data, dtype=np.uint8).ctypes.data
         for placement in placements:
             destination = self._destinations[placement.want]
-            target = destination.memory
+            target = destination.target
             size = placement.end - placement.source
-            if not isinstance(target, np.ndarray) and _takes_whole(target, destination.dtype, placement, size):
+            if isinstance(target, torch.Tensor) and _takes_whole(target, destination.dtype, placement, size):
                 # Most are small and whole, so that only the number of calls counts.
                 ctypes.memmove(target.data_ptr(), base + placement.source, size)
             else:

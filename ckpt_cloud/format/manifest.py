@@ -177,7 +177,7 @@ def encode(manifest: Manifest, *, salt: bytes = b"") -> bytes:
         items=pages.columns(
             items, lambda row: 16 + len(row[0] or b"") + _size_of(row[4]) + _size_of(row[5] if row[5:] else None)
         ),
-        paths=pages.columns(paths, lambda path: sum(len(str(step)) + 2 for step in path)),
+        paths=pages.columns(paths, lambda path: sum(map(len, map(str, path))) + 2 * len(path)),
         has_paths=manifest.paths is not None,
         planner_data=manifest.planner_data,
         storage_meta=manifest.storage_meta,

@@ -226,9 +226,10 @@ def _groups(entries: Sequence[T], size: Callable[[T], int]) -> Iterator[tuple[in
     """Runs of about `PAGE_BYTES`, each with the number of its first entry."""
     first = filled = 0
     for number, entry in enumerate(entries):
-        if filled and filled + size(entry) > PAGE_BYTES:
+        nbytes = size(entry)
+        if filled and filled + nbytes > PAGE_BYTES:
             yield first, list(entries[first:number])
             first, filled = number, 0
-        filled += size(entry)
+        filled += nbytes
     if first < len(entries):
         yield first, list(entries[first:])

@@ -71,19 +71,17 @@ def _tensor_fault(tensor: TensorEntry, spans: list[list[_Span]], name: str, *, t
     width = SIZES.get(tensor.dtype)
     if width is None:
         return f"has elements of type {tensor.dtype[:40]!r}"
-    if len(tensor.shape) > MAX_DIMS or not all(0 <= size < _END for size in tensor.shape):
+    shape = tensor.shape
+    if shape and (len(shape) > MAX_DIMS or min(shape) < 0 or max(shape) >= _END):
         return "has an impossible shape"
-    if math.prod(tensor.shape) * width >= _END:
+    nbytes = math.prod(shape) * width
+    if nbytes >= _END:
         return "is larger than can be"
-    if len(tensor.chunks) == 1 and tensor.chunks[0].sizes == tensor.shape and not any(tensor.chunks[0].offsets):
+    if len(tensor.chunks) == 1 and tensor.chunks[0].sizes == shape and tensor.chunks[0].offsets == (0,) * len(shape):
         # Most tensors are one chunk.
-        (chunk,) = tensor.chunks
-        nbytes = math.prod(chunk.sizes) * width
-        if len(chunk.offsets) != len(chunk.sizes):
-            return "has a chunk outside its shape"
-        return _chunk_fault(chunk, nbytes, spans, name)
+        return _chunk_fault(tensor.chunks[0], nbytes, spans, name)
     for chunk in tensor.chunks:
-        if not _inside(chunk, tensor.shape):
+        if not _inside(chunk, shape):
             return "has a chunk outside its shape"
         fault = _chunk_fault(chunk, math.prod(chunk.sizes) * width, spans, name)
         if fault:
@@ -91,7 +89,7 @@ def _tensor_fault(tensor: TensorEntry, spans: list[list[_Span]], name: str, *, t
     filled = [chunk for chunk in tensor.chunks if 0 not in chunk.sizes]
     if len({chunk.offsets for chunk in filled}) != len(filled):
         return "has two chunks in one place"
-    return None if not tiled or tiles(tensor.shape, filled) else "is not covered by its chunks, each element once"
+    return None if not tiled or tiles(shape, filled) else "is not covered by its chunks, each element once"
 
 
 def _chunk_fault(chunk: Chunk, nbytes: int, spans: list[list[_Span]], name: str) -> str | None:

@@ -65,8 +65,9 @@ def plan_fetches(
             if want.coded is not None:
                 coded.setdefault(id(want.coded), []).append(index)
                 continue
-            found = _pieces(want, range_size=range_size, gap_size=gap_size)
-            by_object.setdefault(want.object, []).extend((index, piece) for piece in found)
+            needed = by_object.setdefault(want.object, [])
+            for piece in _pieces(want, range_size=range_size, gap_size=gap_size):
+                needed.append((index, piece))
     for indices in coded.values():
         for stored in _stored(indices, wants, range_size=range_size):
             by_object.setdefault(stored.object, []).append(stored)
@@ -87,6 +88,8 @@ def _check_bounds(want: Want, objects: Sequence[ObjectEntry]) -> None:
             raise CorruptManifest(f"a chunk lies in object {number}, which the manifest does not have")
         if start < 0 or nbytes < 0 or start + nbytes > objects[number].size:
             raise CorruptManifest(f"a chunk lies outside {objects[number].key}")
+    if want.sizes == want.chunk and want.offsets == (0,) * len(want.sizes):
+        return
     alike = len(want.offsets) == len(want.sizes) == len(want.chunk)
     box = zip(want.offsets, want.sizes, want.chunk, strict=False)
     if not alike or any(offset < 0 or size < 0 or offset + size > limit for offset, size, limit in box):

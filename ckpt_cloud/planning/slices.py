@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import msgspec
 
@@ -26,6 +27,7 @@ class Piece(msgspec.Struct, frozen=True, gc=False):
     end: int
 
 
+@lru_cache(maxsize=1024)
 def strides(sizes: Ints) -> Ints:
     """Row-major strides in elements."""
     result = [1] * len(sizes)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 
 import ckpt_cloud
 from ckpt_cloud import LoadResult, ObjectStoreReader, SelectiveLoadPlanner
@@ -217,12 +217,34 @@ def test_a_stateful_object_in_part(file_url):
 
 
 def test_without_flattening(file_url):
-    ckpt_cloud.save({"a": torch.ones(2), "b": torch.ones(2)}, checkpoint_id=file_url)
-    state = {"x": torch.zeros(2), "b": torch.zeros(2)}
-    planner = SelectiveLoadPlanner("x", {"x": "a"}, flatten_state_dict=False)
+    saved = {"a": torch.ones(2), "b": torch.ones(2), "step": 1, "done": {1}, "other": 1}
+    ckpt_cloud.save(saved, checkpoint_id=file_url, planner=DefaultSavePlanner(flatten_state_dict=False))
+    state = {"x": torch.zeros(2), "b": torch.zeros(2), "step": 0, "done": set(), "other": 0}
+    planner = SelectiveLoadPlanner(["x", "step", "done"], {"x": "a"}, flatten_state_dict=False)
     ckpt_cloud.load(state, checkpoint_id=file_url, planner=planner)
     assert state["x"].eq(1).all()
     assert state["b"].eq(0).all()
+    assert (state["step"], state["done"], state["other"]) == (1, {1}, 0)
+
+
+class Hearing(SelectiveLoadPlanner):
+    """Hears of every item, as it would from DCP's own readers."""
+
+    heard = ()
+
+    def load_bytes(self, read_item, value):
+        self.heard = (*self.heard, torch.load(value, weights_only=False))
+        value.seek(0)
+        super().load_bytes(read_item, value)
+
+
+def test_one_derived_from_it_is_given_items_as_bytes(file_url):
+    ckpt_cloud.save({"step": 7, "nested": [{"name": "x"}]}, checkpoint_id=file_url)
+    state = {"step": 0, "nested": [{"name": ""}]}
+    planner = Hearing()
+    ckpt_cloud.load(state, checkpoint_id=file_url, planner=planner)
+    assert state == {"step": 7, "nested": [{"name": "x"}]}
+    assert sorted(map(str, planner.heard)) == ["7", "x"]
 
 
 @pytest.mark.parametrize("beside", [{"keys": "model"}, {"rename": {}}, {"strict": False}], ids=str)
