@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from ckpt_cloud.errors import ChecksumMismatch, MissingObject, NotFound, RangeNotSatisfiable
 from ckpt_cloud.events import Recorder
 from ckpt_cloud.format.checksum import first_bad_block
@@ -82,8 +84,8 @@ class _Target:
 
     Attributes:
         views: memory of destinations, and of a buffer for what lies between them, one after another.
-        moved: placements whose bytes come to lie in the buffer.
-        buffer: as long as the range, so that every byte has one place in it; None where none is needed.
+        moved: placements whose bytes come to lie in the buffer, and where there.
+        buffer: as long as all that lies between destinations; None where nothing does.
     """
 
     views: list[memoryview]
@@ -109,9 +111,9 @@ class _Download:
     async def _run(self, fetch: Fetch) -> None:
         direct = self._direct(fetch)
         size = fetch.end - fetch.start
-        needs_buffer = sum(map(len, direct.values())) < size
-        # A store may need as much again while it receives.
-        async with self.staging.lent(size if needs_buffer else 0, beside=size) as buffer:
+        between = size - sum(map(len, direct.values()))
+        # A store may need memory for the whole range while it receives.
+        async with self.staging.lent(between, beside=size) as buffer:
             target = _target(fetch, direct, buffer)
             del buffer, direct
             for attempt in (1, 2):
@@ -180,18 +182,29 @@ def _overlap(placements: Sequence[Placement | Part]) -> bool:
 
 
 def _target(fetch: Fetch, direct: dict[int, memoryview], buffer: memoryview | None) -> _Target:
-    """The range cut at the borders of `direct`; what lies between them goes to `buffer`."""
-    views = []
-    at = 0
-    for index, memory in direct.items():
-        begin = fetch.placements[index].source
+    """The range cut at the borders of `direct`; what lies between them goes to `buffer`, close together."""
+    views: list[memoryview] = []
+    moved: list[Placement | Part] = []
+    # In the range and in the buffer.
+    at = used = 0
+
+    def close_up(begin: int) -> None:
+        nonlocal used
         if at < begin:
             assert buffer is not None, "there is one unless all bytes go to destinations"
-            views.append(buffer[at:begin])
-        views.append(memory)
-        at = begin + len(memory)
-    size = fetch.end - fetch.start
-    if at < size:
-        assert buffer is not None, "there is one unless all bytes go to destinations"
-        views.append(buffer[at:size])
-    return _Target(views, [p for index, p in enumerate(fetch.placements) if index not in direct], buffer)
+            views.append(buffer[used : used + begin - at])
+            used += begin - at
+
+    for index, placement in enumerate(fetch.placements):
+        if index in direct:
+            close_up(placement.source)
+            views.append(direct[index])
+            at = placement.end
+        else:
+            moved.append(_moved(placement, used - at))
+    close_up(fetch.end - fetch.start)
+    return _Target(views, moved, buffer)
+
+
+def _moved(placement: Placement | Part, by: int) -> Placement | Part:
+    return replace(placement, source=placement.source + by, end=placement.end + by) if by else placement
