@@ -121,6 +121,7 @@ class ObjectStoreReader(StorageReader):
         self._on_event = fan_out(on_event, bar("load") if progress else None)
         # What follows changes: the URL with every reset, the rest with every load.
         self._url = url
+        self._place: Place | None = None
         self._given: Opened | None = None
         self._load: _Load | None = None
         self._error: CkptCloudError | None = None
@@ -130,7 +131,7 @@ class ObjectStoreReader(StorageReader):
         return f"<ObjectStoreReader {self.checkpoint_id or 'without a URL'}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_load": None, "_given": None, "_error": None, "_on_event": None}
+        return {**self.__dict__, **dict.fromkeys(("_load", "_place", "_given", "_error", "_on_event"))}
 
     @property
     def checkpoint_id(self) -> str | None:
@@ -161,7 +162,7 @@ class ObjectStoreReader(StorageReader):
         """Begins a new load, from `checkpoint_id` if given; all options stay."""
         if checkpoint_id is not None:
             self._url = checkpoint_id
-        self._given = self._load = self._error = None
+        self._place = self._given = self._load = self._error = None
 
     def open(self, keys: Collection[str] | None = None) -> Opened:
         """Finds out what the checkpoint holds; what it returns may be given to other ranks' `adopt`.
@@ -175,8 +176,8 @@ class ObjectStoreReader(StorageReader):
             EncryptionKeyMissing, WrongEncryptionKey: it is encrypted, and the `encryption_key` does not open it.
             BucketNotFound, PermissionDenied, MissingCredentials, StoreUnavailable, ...: within seconds.
         """
-        place = Place.at(location_of(self._url), self._settings.store)
-        return self._open(place, keys)
+        self._place = Place.at(location_of(self._url), self._settings.store)
+        return self._open(self._place, keys)
 
     def adopt(self, opened: Opened) -> None:
         """Has the next load use what another rank opened, so that one rank alone asks the store."""
@@ -192,8 +193,10 @@ class ObjectStoreReader(StorageReader):
             As `open`, without `rank`.
         """
         if rank is None:
+            # Stores are dear to open; those that `open` used serve this load too.
+            place, self._place = self._place, None
             try:
-                return self._begin(Place.at(location_of(self._url), self._settings.store))
+                return self._begin(place or Place.at(location_of(self._url), self._settings.store))
             except CkptCloudError as error:
                 self._error = error
                 raise

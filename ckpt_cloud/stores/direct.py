@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import io
+import os
 import socket
 import ssl
+import struct
 import threading
 import time
 import urllib.parse
@@ -179,6 +182,10 @@ class _Connections:
             connection.close()
             raise
         connection.sock.settimeout(self._stalled_s)
+        if _waits_in_the_kernel(connection.sock):
+            seconds, rest = divmod(self._stalled_s, 1)
+            limit = struct.pack("ll", int(seconds), int(rest * 1e6))
+            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         return connection
 
     def _tls(self) -> ssl.SSLContext:
@@ -218,7 +225,7 @@ class _Request:
         try:
             done = self._begin(connection.sock) and self._exchange(connection)
         except (OSError, http.client.HTTPException) as error:
-            self._stalled = isinstance(error, TimeoutError)
+            self._stalled = isinstance(error, TimeoutError | BlockingIOError)
         finally:
             with self._lock:
                 self._socket = None
@@ -262,7 +269,33 @@ class _Request:
             return False
         if response.length != end - start:
             return False
+        if self._socket is not None and _waits_in_the_kernel(self._socket):
+            return _filled(self._into, response.fp, self._socket)
         return all(response.readinto(view) == len(view) for view in self._into) and not response.length
+
+
+def _waits_in_the_kernel(used: socket.socket) -> bool:
+    """Whether one call can fill a buffer: without TLS, on POSIX."""
+    return type(used) is socket.socket and os.name == "posix"
+
+
+def _filled(into: Sequence[memoryview], ahead: io.BufferedReader, used: socket.socket) -> bool:
+    """Fills `into` with what was read ahead with the headers, then from the socket; whether all bytes came.
+
+    Hundreds of calls for each range, as http.client makes them, cost as much as the bytes themselves.
+    """
+    stalled_s = used.gettimeout()
+    # Python would wait for the first bytes itself, and then take what there is; now SO_RCVTIMEO limits the wait.
+    used.settimeout(None)
+    for view in into:
+        at = ahead.readinto1(view)
+        while at < len(view):
+            came = used.recv_into(view[at:], 0, socket.MSG_WAITALL)
+            if not came:
+                return False
+            at += came
+    used.settimeout(stalled_s)
+    return True
 
 
 async def _end(request: _Request, reading: asyncio.Future[bool]) -> None:
