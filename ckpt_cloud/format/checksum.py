@@ -41,16 +41,16 @@ class BlockSums:
     def update(self, piece: Buffer) -> None:
         """Takes in the next bytes of the stream."""
         view = memoryview(piece)
-        at = 0
+        at = self._fill_block(view, 0) if self._filled else 0
+        if self._digest is None:
+            # Of a GiB there are 16,384, so that each call and attribute counts.
+            size, of, add = self.block_size, checksums.crc32c, self._sums.append
+            end = at + (len(view) - at) // size * size
+            for start in range(at, end, size):
+                add(of(view[start : start + size]))
+            at = end
         while at < len(view):
-            take = min(self.block_size - self._filled, len(view) - at)
-            self._current = crc32c(view[at : at + take], self._current)
-            if self._digest is not None:
-                self._digest.update(view[at : at + take])
-            self._filled += take
-            at += take
-            if self._filled == self.block_size:
-                self._close_block()
+            at = self._fill_block(view, at)
 
     def finish(self) -> bytes:
         """All checksums so far, little-endian, 4 bytes each; closes a last, shorter block."""
@@ -62,6 +62,17 @@ class BlockSums:
     def digests(self) -> bytes:
         """SHA-256 of all blocks, one after another, once `finish` was called; nothing if they were not asked for."""
         return bytes(self._digests)
+
+    def _fill_block(self, view: memoryview, at: int) -> int:
+        """Takes in what the block that is open has room for; where that ends in `view`."""
+        take = min(self.block_size - self._filled, len(view) - at)
+        self._current = crc32c(view[at : at + take], self._current)
+        if self._digest is not None:
+            self._digest.update(view[at : at + take])
+        self._filled += take
+        if self._filled == self.block_size:
+            self._close_block()
+        return at + take
 
     def _close_block(self) -> None:
         if self._digest is not None:
