@@ -4,8 +4,10 @@ import secrets
 from datetime import timedelta
 
 import boto3
+import botocore
 import obstore
 import pytest
+from botocore.session import Session
 
 from ckpt_cloud import bridge
 from ckpt_cloud.errors import FixRequest, MissingCredentials
@@ -274,3 +276,21 @@ def test_half_a_key_is_none(monkeypatch, engine):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "alone")
     with pytest.raises(MissingCredentials, match="no usable AWS credentials"):
         bridge.run(open_store(parse_url(URL), StoreOptions(engine=engine)).head("k"))
+
+
+def test_sessions_have_botocores_own_handlers_and_share_none_that_are_added():
+    """Handlers are registered once in a process; each session has a copy."""
+    one, other, own = aws.session(StoreOptions(), URL), aws.session(StoreOptions(), URL), Session()
+
+    def answers(session, event):
+        emitter = session.get_component("event_emitter")
+        return [answer for _, answer in emitter.emit(event, context={}, signing_name="sts")]
+
+    # Without it, a role that is assumed by a web identity would need keys to ask for keys.
+    event = "choose-signer.sts.AssumeRoleWithWebIdentity"
+    assert answers(one, event) == answers(own, event)
+    assert botocore.UNSIGNED in answers(one, event)
+    one.register("a-test-of-ours", lambda **_: "heard")
+    assert answers(one, "a-test-of-ours")[-1:] == ["heard"]
+    assert "heard" not in answers(other, "a-test-of-ours")
+    assert "heard" not in answers(aws.session(StoreOptions(), URL), "a-test-of-ours")

@@ -134,6 +134,22 @@ async def test_ranges_stay_within_the_budget(store, small_options, direct, at_on
     assert store.requests.peak == at_once  # as many ranges of 256 bytes, and buffers for them, as the budget holds
 
 
+async def test_a_buffer_takes_no_more_of_the_budget_than_goes_through_it(store, small_options):
+    wants = []
+    for at in range(0, 8192, 256):
+        wants += [Want(0, at, 1, (224,), (0,), (224,)), Want(0, at + 224, 1, (32,), (0,), (32,))]
+    scene = Scene(store, [8192], wants)
+    scene.sink.direct = set(range(0, len(wants), 2))
+
+    async def slow(key, number):
+        await asyncio.sleep(0.001 * (number % 5))
+
+    store.before_read = slow
+    await scene.load(small_options(memory_budget=1024, max_requests=6))
+    assert [bytes(buffer) for buffer in scene.sink.buffers] == scene.expected()
+    assert store.requests.peak == 3, "256 bytes for the store and 32 for the buffer of each"
+
+
 async def test_requests_are_bounded(store, small_options):
     scene = Scene(store, [8000])
     await scene.load(small_options(memory_budget=100_000, max_requests=6))
