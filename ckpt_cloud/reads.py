@@ -129,7 +129,8 @@ class Reads:
 
 def _takes_values(planner: LoadPlanner) -> TypeGuard[SelectiveLoadPlanner]:
     """Whether the planner puts items into the state as they are, but for `torch.load`."""
-    return isinstance(planner, SelectiveLoadPlanner) and type(planner).load_bytes is SelectiveLoadPlanner.load_bytes
+    hears: Any = getattr(planner.load_bytes, "__func__", None)
+    return isinstance(planner, SelectiveLoadPlanner) and hears is SelectiveLoadPlanner.load_bytes
 
 
 def _bytes(value: bytes | np.ndarray | ItemBytes) -> bytes:

@@ -156,10 +156,11 @@ class SelectiveLoadPlanner(DefaultLoadPlanner):
         return super().finish_plan(new_plan)
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """As DCP's, into the state itself: without flattening DCP's may put it into a copy."""
-        super().load_bytes(read_item, value)
-        if not self.flatten_state_dict:
-            self.load_value(read_item, self.state_dict[read_item.dest_index.fqn])
+        """As DCP's, into the state itself.
+
+        DCP's may put it into a copy without flattening, and beside the old value where a key is not a string.
+        """
+        self.load_value(read_item, torch.load(value, weights_only=False))  # noqa: TID251 - screened by our reader
 
     def load_value(self, read_item: ReadItem, value: Any) -> None:
         """`load_bytes` of a value that is there already, so that nothing is pickled only to be opened again."""
@@ -167,8 +168,8 @@ class SelectiveLoadPlanner(DefaultLoadPlanner):
         *outer, last = self.mappings[fqn] if self.flatten_state_dict else (fqn,)
         container: Any = self.original_state_dict
         for step in outer:
-            container = container[step]
-        container[last] = value
+            container = container[_key(container, step)]
+        container[_key(container, last)] = value
 
     def _planned(self, shown: dict[str, Any]) -> LoadPlan:
         """DCP's plan against these entries."""
@@ -205,6 +206,13 @@ class SelectiveLoadPlanner(DefaultLoadPlanner):
     def _state_name(self, name: str) -> str:
         """What the state would call a stored key; a function cannot be turned round, so the same then."""
         return name if callable(self._renames) else _moved(name, [(old, new) for new, old in self._renames])
+
+
+def _key(container: Any, step: str | int) -> Any:
+    """What DCP's path means, which tells all keys of mappings as strings, such as those of an optimizer's state."""
+    if not isinstance(container, Mapping) or step in container:
+        return step
+    return next((key for key in container if str(key) == step), step)
 
 
 def mismatch(faults: list[str], url: str) -> StateMismatch:

@@ -227,6 +227,52 @@ def test_without_flattening(file_url):
     assert (state["step"], state["done"], state["other"]) == (1, {1}, 0)
 
 
+@pytest.mark.parametrize("as_bytes", [False, True], ids=["values", "bytes"])
+def test_keys_that_are_no_strings(file_url, as_bytes):
+    """DCP would put items beside the old ones, under the keys' names; optimizers number their parameters."""
+
+    def state(step, lr):
+        return {7: {0: {"step": step, "w": torch.full((3,), lr)}, 1: {(2, "a"): step}, None: lr}, 8: step}
+
+    ckpt_cloud.save(state(5, 0.5), checkpoint_id=file_url)
+    loaded = state(0, 0.0)
+    ckpt_cloud.load(loaded, checkpoint_id=file_url, planner=Hearing() if as_bytes else None)
+    assert same(loaded, state(5, 0.5))
+
+
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, torch.optim.SparseAdam, torch.optim.Adam, torch.optim.Rprop])
+def test_the_state_of_an_optimizer_as_torch_gives_it(file_url, kind):
+    def trained():
+        torch.manual_seed(1)
+        embedding = torch.nn.Embedding(6, 3, sparse=kind is torch.optim.SparseAdam)
+        optimizer = kind(embedding.parameters(), lr=0.01)
+
+        def loss():
+            optimizer.zero_grad()
+            value = embedding(torch.arange(4)).square().sum()
+            value.backward()
+            return value
+
+        for _ in range(3):
+            optimizer.step(loss)
+        return optimizer
+
+    def blank(value):
+        if isinstance(value, dict):
+            return {key: blank(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [blank(each) for each in value]
+        return torch.zeros_like(value) if isinstance(value, torch.Tensor) else None
+
+    saved = trained().state_dict()
+    ckpt_cloud.save({"optimizer": saved}, checkpoint_id=file_url)
+    state = blank(saved)
+    assert not same(state, saved)
+    ckpt_cloud.load({"optimizer": state}, checkpoint_id=file_url)
+    assert same(state, saved)
+    trained().load_state_dict(state)
+
+
 class Hearing(SelectiveLoadPlanner):
     """Hears of every item, as it would from DCP's own readers."""
 
@@ -245,6 +291,15 @@ def test_one_derived_from_it_is_given_items_as_bytes(file_url):
     ckpt_cloud.load(state, checkpoint_id=file_url, planner=planner)
     assert state == {"step": 7, "nested": [{"name": "x"}]}
     assert sorted(map(str, planner.heard)) == ["7", "x"]
+
+
+def test_so_is_one_whose_hook_was_set_on_itself(file_url):
+    ckpt_cloud.save({"step": 7}, checkpoint_id=file_url)
+    planner, heard = SelectiveLoadPlanner(), []
+    planner.load_bytes = lambda item, value: heard.append(torch.load(value, weights_only=False))
+    state = {"step": 0}
+    ckpt_cloud.load(state, checkpoint_id=file_url, planner=planner)
+    assert (state["step"], heard) == (0, [7])
 
 
 @pytest.mark.parametrize("beside", [{"keys": "model"}, {"rename": {}}, {"strict": False}], ids=str)
