@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import botocore.exceptions
 from botocore.config import Config
 from botocore.configprovider import ConfiguredEndpointProvider
+from botocore.handlers import BUILTIN_HANDLERS
 from botocore.hooks import HierarchicalEmitter
 from botocore.session import Session
 from botocore.utils import check_dns_name, validate_region_name
@@ -84,12 +85,16 @@ def session(options: StoreOptions, url: str, kind: type[Session] = Session, conf
 
 
 def _session(profile: str | None) -> Session:
-    return Session(profile=profile, event_hooks=copy.copy(_handlers()), include_builtin_handlers=False)
+    handlers = copy.copy(_handlers(len(BUILTIN_HANDLERS)))
+    return Session(profile=profile, event_hooks=handlers, include_builtin_handlers=False)
 
 
 @cache
-def _handlers() -> HierarchicalEmitter:
-    """botocore's own, which take ten times as long to register as a session does to make."""
+def _handlers(_number: int) -> HierarchicalEmitter:
+    """botocore's own, which take ten times as long to register as a session does to make.
+
+    There may come more: moto adds one, without which its mocks would let requests through.
+    """
     emitter = HierarchicalEmitter()
     Session(event_hooks=emitter)
     return emitter

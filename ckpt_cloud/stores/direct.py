@@ -41,7 +41,7 @@ class DirectReads:
     Args:
         sign: the URL of a key, good for some minutes.
         connect_timeout_s: for a connection to be made.
-        stalled_s: the longest that a body may bring nothing.
+        stalled_s: the longest that a body may bring nothing; twice that may pass until it is noticed.
         timeout_s: for one whole read.
         proxy_url: the user's; with one, or one in the environment, nothing is read this way.
         ca: path of a PEM file with further certificate authorities.
@@ -285,10 +285,13 @@ def _filled(into: Sequence[memoryview], ahead: io.BufferedReader, used: socket.s
     Hundreds of calls for each range, as http.client makes them, cost as much as the bytes themselves.
     """
     stalled_s = used.gettimeout()
-    # Python would wait for the first bytes itself, and then take what there is; now SO_RCVTIMEO limits the wait.
+    # Python would wait for the first bytes itself, and then take what there is; now SO_RCVTIMEO limits the wait. A call
+    # that it ends gives what came until then, and is only an error when that is nothing.
     used.settimeout(None)
     for view in into:
         at = ahead.readinto1(view)
+        if at is None:
+            raise TimeoutError("nothing came behind the headers")
         while at < len(view):
             came = used.recv_into(view[at:], 0, socket.MSG_WAITALL)
             if not came:

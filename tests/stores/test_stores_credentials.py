@@ -7,6 +7,7 @@ import boto3
 import botocore
 import obstore
 import pytest
+from botocore import handlers
 from botocore.session import Session
 
 from ckpt_cloud import bridge
@@ -276,6 +277,17 @@ def test_half_a_key_is_none(monkeypatch, engine):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "alone")
     with pytest.raises(MissingCredentials, match="no usable AWS credentials"):
         bridge.run(open_store(parse_url(URL), StoreOptions(engine=engine)).head("k"))
+
+
+def test_handlers_that_come_later_are_heard(monkeypatch):
+    """moto adds one where it is imported, without which its mocks would let requests through."""
+    aws.session(StoreOptions(), URL)
+    later = [*handlers.BUILTIN_HANDLERS, ("a-test-of-ours", lambda **_: "heard")]
+    monkeypatch.setattr(aws, "BUILTIN_HANDLERS", later)
+    monkeypatch.setattr(handlers, "BUILTIN_HANDLERS", later)
+    monkeypatch.setattr("botocore.session.handlers.BUILTIN_HANDLERS", later)
+    emitter = aws.session(StoreOptions(), URL).get_component("event_emitter")
+    assert [answer for _, answer in emitter.emit("a-test-of-ours")] == ["heard"]
 
 
 def test_sessions_have_botocores_own_handlers_and_share_none_that_are_added():

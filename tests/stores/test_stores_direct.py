@@ -62,6 +62,11 @@ def secure(tmp_path, monkeypatch, nobodys_cloud):
         yield use(server, monkeypatch)
 
 
+@pytest.fixture(params=["plain", "tls"])
+def either(request):
+    return request.getfixturevalue({"plain": "server", "tls": "secure"}[request.param])
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """Of the module under test."""
@@ -252,6 +257,27 @@ async def test_a_read_that_stalls_is_left_to_obstore(server):
     assert reads(server) == (2, 1), "and not asked again on another connection"
 
 
+def headers_and_then(sent):
+    def act(exchange):
+        wfile = exchange.handler.wfile
+        wfile.write(b"HTTP/1.1 206 OK\r\nContent-Length: 5000\r\nContent-Range: bytes 100-5099/10000\r\n\r\n")
+        wfile.write(CONTENT[100 : 100 + sent])
+        faults.stall(exchange)
+
+    return act
+
+
+@pytest.mark.parametrize("sent", [0, 1, 4999])
+async def test_a_body_that_stalls(either, sent):
+    reading = to(either, stalled_s=0.2, ca=getattr(either, "cert", None))
+    assert await filled(reading)
+    fault = either.fault(headers_and_then(sent))
+    assert not await filled(reading)
+    assert fault.hits == 1
+    either.heal()
+    assert await filled(reading)
+
+
 def trickle(exchange):
     """One byte now and again, for ever."""
     exchange.server.trickled = threading.Event()
@@ -339,11 +365,6 @@ async def test_opening_asks_for_no_credentials_and_a_failure_to_get_them_is_obst
 async def test_a_version_that_cannot_be_sent(server):
     assert not await filled(to(server), '"a"\r\nX: y')
     assert server.requests == []
-
-
-@pytest.fixture(params=["plain", "tls"])
-def either(request):
-    return request.getfixturevalue({"plain": "server", "tls": "secure"}[request.param])
 
 
 async def test_nothing_is_written_after_a_cancellation(either):
