@@ -57,7 +57,7 @@ class Batch:
 
     def source(self, planner: SavePlanner, numbers: Sequence[int]) -> TensorSource:
         """The bytes of the entries `numbers`, counted anew."""
-        cut = _Cut(self, planner)
+        cut = _Cut(self, planner, numbers)
 
         def resolve(entry: int) -> torch.Tensor | io.BytesIO:
             number = numbers[entry]
@@ -99,10 +99,10 @@ class Batch:
 class _Cut:
     """Tensors that are stored in parts, each held until all its parts were asked for; for one thread at a time."""
 
-    def __init__(self, batch: Batch, planner: SavePlanner) -> None:
+    def __init__(self, batch: Batch, planner: SavePlanner, numbers: Sequence[int]) -> None:
         self._batch = batch
         self._planner = planner
-        self._parts = Counter(batch.owners[entry] for entry in batch.boxes)
+        self._parts = Counter(batch.owners[number] for number in numbers if number in batch.boxes)
         # By item: its tensor, and how many of its parts are still to come.
         self._held: dict[int, tuple[torch.Tensor | io.BytesIO, int]] = {}
 
@@ -116,8 +116,15 @@ class _Cut:
         assert isinstance(whole, torch.Tensor)
         if left > 1:
             self._held[owner] = (whole, left - 1)
+        else:
+            # A part whose upload begins again is asked for alone.
+            self._parts[owner] = 1
         # Of another shape than was planned, it is refused by whoever gets it.
-        return box_of(whole, *self._batch.boxes[entry]) if whole.shape == item.tensor_data.chunk.sizes else whole
+        return (
+            box_of(whole, *self._batch.boxes[entry])
+            if tuple(whole.shape) == tuple(item.tensor_data.chunk.sizes)
+            else whole
+        )
 
 
 def sorted_out(items: Iterable[WriteItem], planner: SavePlanner, *, inline_limit: int, most_chunks: int) -> Batch:

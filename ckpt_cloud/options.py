@@ -208,9 +208,9 @@ class TransferOptions:
     pack_size: int = 256 * MIB
     """A rank's data is spread over objects of about this size; a larger tensor gets one of its own."""
     column_chunks: int = 4
-    """A shard that is a part of each row of its tensor is stored as up to this many chunks of 1 MiB or more side by
-    side, so that a load into another sharding fetches fewer columns that it does not need. It is copied to be saved; 1
-    stores it as it is."""
+    """A shard that is a part of each row of its tensor is stored as up to this many chunks of about 1 MiB or more side
+    by side, so that a load into another sharding fetches fewer columns that it does not need. It is copied to be saved;
+    1 stores it as it is."""
     max_requests: int = 32
     """Requests in flight per process."""
     range_size: int = 16 * MIB

@@ -176,8 +176,10 @@ class ObjectStoreReader(StorageReader):
             EncryptionKeyMissing, WrongEncryptionKey: it is encrypted, and the `encryption_key` does not open it.
             BucketNotFound, PermissionDenied, MissingCredentials, StoreUnavailable, ...: within seconds.
         """
-        self._place = Place.at(location_of(self._url), self._settings.store)
-        return self._open(self._place, keys)
+        place = Place.at(location_of(self._url), self._settings.store)
+        opened = self._open(place, keys)
+        self._place = place
+        return opened
 
     def adopt(self, opened: Opened) -> None:
         """Has the next load use what another rank opened, so that one rank alone asks the store."""

@@ -1,5 +1,7 @@
 """Shards of columns: stored side by side in chunks, so that other shardings fetch little more than they need."""
 
+from weakref import WeakSet
+
 import columns
 import pytest
 import ranks
@@ -11,6 +13,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 
 import ckpt_cloud
 from ckpt_cloud import ObjectStoreReader, ObjectStoreWriter, TransferOptions
+from ckpt_cloud.batch import sorted_out
 from ckpt_cloud.errors import PlanMismatch
 
 MIB = 1 << 20
@@ -108,6 +111,30 @@ def test_a_small_budget_holds(file_url):
     loaded = {name: torch.zeros_like(value) for name, value in state.items()}
     ckpt_cloud.load(loaded, storage_reader=ObjectStoreReader(file_url, transfer=few))
     assert all(torch.equal(loaded[name], value) for name, value in state.items())
+
+
+class Copies(ByColumns):
+    """Each shard it resolves is a new tensor, which lives as long as somebody needs it."""
+
+    def resolve_data(self, item):
+        value = super().resolve_data(item).clone()
+        self.alive.add(value)
+        return value
+
+
+def test_a_shard_lives_until_its_last_chunk_was_asked_for_even_where_an_upload_begins_again():
+    planner = Copies()
+    planner.alive = WeakSet()
+    planner.set_up_planner({"w": matrices()["w"]}, is_coordinator=True)
+    batch = sorted_out(planner.create_local_plan().items, planner, inline_limit=0, most_chunks=4)
+    # Others may take another way, as those that are compressed do.
+    chosen = [number for number, owner in enumerate(batch.owners) if owner == 0 or number % 2]
+    source = batch.source(planner, chosen)
+    for number in [*range(len(chosen)), 0, 1, 1, len(chosen) - 1]:
+        assert source.view(number) is None, "a part of each row"
+        assert planner.alive
+        source.release(number)
+    assert not planner.alive
 
 
 def test_a_planner_that_resolves_another_shape_is_refused(file_url):
