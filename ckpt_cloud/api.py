@@ -61,7 +61,7 @@ def save(
     """`torch.distributed.checkpoint.save` to an object store.
 
     Args are DCP's, and three more. `checkpoint_id` is the URL; without a `storage_writer` an `ObjectStoreWriter` with
-    its defaults is used.
+    its defaults is used. Python's garbage collector comes rarely meanwhile.
 
     Args:
         compression, encryption_key, encryption_key_id: as for `ObjectStoreWriter`; a `storage_writer` takes them
@@ -202,6 +202,7 @@ def load(
     Args are DCP's, and five more. `checkpoint_id` is the URL; without a `storage_reader` the one for what is
     there is used, with its defaults: `ObjectStoreReader` for checkpoints of ours, `ForeignReader` for DCP's own,
     safetensors files and Hugging Face repositories, and `torch.save` files. One rank opens the checkpoint for all.
+    Python's garbage collector comes rarely meanwhile.
 
     Args:
         keys: which keys of the state to load: a name or dotted prefix, several of them, or a predicate; all others
