@@ -26,7 +26,7 @@ _CLEANUP_S = 15.0
 _SETTLE_S = 0.1
 """For the engine's own threads to let go of Python objects: one that needs the interpreter once it is going aborts the
 process (https://docs.python.org/3.11/c-api/init.html#c.PyGILState_Ensure)."""
-_UNCOLLECTED_S = 1.0
+_UNCOLLECTED_S = 5.0
 """A pause of the garbage collector goes on for so long."""
 
 _lock = threading.Lock()

@@ -88,7 +88,7 @@ class SelectiveLoadPlanner(DefaultLoadPlanner):
         # What is missing is told for all ranks at once, by the coordinator.
         super().__init__(flatten_state_dict, flatten_sharded_tensors, allow_partial_load=True)
         self._names = _names(keys)
-        self._wanted: Callable[[str], bool] = keys if callable(keys) else self._is_named
+        self._predicate = keys if callable(keys) else None
         self._renames = _renames(rename)
         self._plain = keys is None and rename is None
         self._strict = strict
@@ -197,7 +197,9 @@ class SelectiveLoadPlanner(DefaultLoadPlanner):
             error.missing_keys, error.unexpected_keys = result.missing_keys, result.unexpected_keys
             raise error
 
-    def _is_named(self, fqn: str) -> bool:
+    def _wanted(self, fqn: str) -> bool:
+        if self._predicate is not None:
+            return self._predicate(fqn)
         return self._names is None or any(_below(fqn, name) for name in self._names)
 
     def _stored_name(self, fqn: str) -> str:

@@ -21,8 +21,7 @@ from ckpt_cloud.errors import (
     Unsupported,
     WrongRegion,
 )
-from ckpt_cloud.redaction import scrubbed
-from ckpt_cloud.stores.foreign_errors import BY_CODE, by_code, in_region, renew_hint, untrusted
+from ckpt_cloud.stores.foreign_errors import BY_CODE, by_code, in_region, quoting, renew_hint, untrusted
 from ckpt_cloud.stores.reaching import UNDECIDED, unanswered
 
 _SERVER = 500
@@ -53,9 +52,7 @@ def translated(operation: str, url: str) -> Iterator[None]:
     try:
         yield
     except (foreign.BotoCoreError, foreign.ClientError) as error:
-        ours = translate(error, operation, url)
-        ours.add_note(f"the store said: {scrubbed(str(error))[:500]}")
-        raise ours from None
+        raise quoting(translate(error, operation, url), str(error)) from None
 
 
 def translate(error: BaseException, operation: str, url: str) -> CkptCloudError:

@@ -144,10 +144,17 @@ def translated(operation: str, url: str) -> Iterator[None]:
     except (foreign.BaseError, OSError, NotImplementedError, ValueError) as error:
         if isinstance(error, ValueError) and not str(error).startswith(_NO_PATH):
             raise
-        ours = translate(error, operation, url)
-        # The store's own words, without the queries of URLs; the cause itself may hold what must not be pickled.
-        ours.add_note(f"the store said: {scrubbed(str(error).partition(_DEBUG)[0].strip())[:500]}")
-        raise ours from None
+        raise quoting(translate(error, operation, url), str(error).partition(_DEBUG)[0].strip()) from None
+
+
+def quoting(ours: CkptCloudError, said: str) -> CkptCloudError:
+    """`ours` with the store's own words, without the queries of URLs; theirs may hold what must not be pickled.
+
+    Nobody who raises it keeps it in a variable: its traceback would hold that frame and that frame it, and with both
+    the buffers of a request that failed, until the garbage collector comes.
+    """
+    ours.add_note(f"the store said: {scrubbed(said)[:500]}")
+    return ours
 
 
 def translate(error: BaseException, operation: str, url: str) -> CkptCloudError:

@@ -24,8 +24,7 @@ from ckpt_cloud.errors import (
     Throttled,
     Unsupported,
 )
-from ckpt_cloud.redaction import scrubbed
-from ckpt_cloud.stores.foreign_errors import BY_CODE, gibberish, untrusted
+from ckpt_cloud.stores.foreign_errors import BY_CODE, gibberish, quoting, untrusted
 from ckpt_cloud.stores.reaching import UNDECIDED, unanswered
 
 Translate = Callable[[Exception, str, str], CkptCloudError | None]
@@ -77,15 +76,16 @@ def translated(operation: str, url: str, translate: Translate) -> Iterator[None]
         yield
     except CkptCloudError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - what is nobody's answer is raised as it is
         ours = untrusted(operation, url) if _is_certificate(error) else translate(error, operation, url)
-        if ours is None:
-            raise
-        # The store's own words; the cause itself may hold what must not be pickled. Azure's further lines hold
-        # signatures, and the first says it all.
-        said = scrubbed(str(error).strip().partition("\n")[0])[:500]
-        ours.add_note(f"the store said: {type(error).__name__}: {said}")
-        raise ours from None
+        try:
+            if ours is None:
+                raise
+            # Azure's further lines hold signatures, and the first says it all.
+            said = str(error).strip().partition("\n")[0]
+            raise quoting(ours, f"{type(error).__name__}: {said}") from None
+        finally:
+            del ours
 
 
 def _is_certificate(error: BaseException | None) -> bool:

@@ -28,6 +28,9 @@ async def on_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[
         loop.call_soon_threadsafe(crossing.cancel)
         await asyncio.wait([crossing.outcome], timeout=_END_S)
         raise
+    finally:
+        # An error's traceback holds this frame; what holds the error must not be held by it.
+        del crossing
 
 
 async def at_once(work: Iterable[Callable[[], Awaitable[T]]], *, limit: int) -> Sequence[T]:
