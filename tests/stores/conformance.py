@@ -56,6 +56,9 @@ async def listed(store, prefix=""):
 class StoreConformance:
     """Subclasses give the fixture `place`: a `store` at an empty place, and `read`, `write` and `keys` beside it."""
 
+    atomic = True
+    """Whether the store looks and writes in one step; else two may win, and nothing of ours could help it."""
+
     async def test_put_and_get(self, place):
         version = await place.store.put("a/b", b"content")
         assert place.read("a/b") == b"content"
@@ -288,8 +291,8 @@ class StoreConformance:
         # A store may also say that a write of another was in progress, which decides nothing yet.
         refusals = AlreadyExists if condition is CREATE else PreconditionFailed
         assert all(isinstance(error, refusals | StoreUnavailable) for error in lost), lost
-        assert len(winners) == 1
-        assert place.read(key) == f"writer {winners[0]}".encode()
+        assert len(winners) == 1 or (winners and not self.atomic)
+        assert place.read(key) in [f"writer {winner}".encode() for winner in winners]
 
     async def test_one_of_eight_creates_wins(self, place):
         for number in range(10 if place.fast else 1):

@@ -175,12 +175,18 @@ class TestLocal(StoreConformance):
 
 
 class TestMoto(S3Conformance):
+    # It has a thread for each request, and no lock.
+    atomic = False
+
     @pytest.fixture
     def server(self, moto_server):
         return moto_server
 
 
 class TestMotoInProcess(S3Conformance):
+    # It has a thread for each request, and no lock.
+    atomic = False
+
     @pytest.fixture
     def server(self, moto_in_process):
         return moto_in_process

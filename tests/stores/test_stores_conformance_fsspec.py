@@ -33,12 +33,18 @@ class S3fsConformance(S3Conformance):
 
 
 class TestS3fsMoto(S3fsConformance):
+    # It has a thread for each request, and no lock.
+    atomic = False
+
     @pytest.fixture
     def server(self, moto_server):
         return moto_server
 
 
 class TestS3fsMotoInProcess(S3fsConformance):
+    # It has a thread for each request, and no lock.
+    atomic = False
+
     @pytest.fixture
     def server(self, moto_in_process):
         return moto_in_process
