@@ -218,11 +218,17 @@ class Machine(RuleBasedStateMachine):
         return isinstance(seen, type) and issubclass(seen, CheckpointNotFound)
 
 
-TestMachine = Machine.TestCase
-TestMachine.settings = settings(
-    stateful_step_count=25, max_examples=60, deadline=None, suppress_health_check=list(HealthCheck)
-)
-TestMachine.pytestmark = [
-    pytest.mark.timeout(170),
-    pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning"),
-]
+def machine(max_examples, *marks):
+    class Case(Machine.TestCase):
+        pass
+
+    Case.settings = settings(
+        stateful_step_count=25, max_examples=max_examples, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    ignored = "ignore:torch.distributed is disabled:UserWarning"
+    Case.pytestmark = [*marks, pytest.mark.timeout(600), pytest.mark.filterwarnings(ignored)]
+    return Case
+
+
+TestMachine = machine(15)
+TestMachineForLong = machine(60, pytest.mark.slow)

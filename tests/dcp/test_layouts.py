@@ -18,6 +18,7 @@ def test_each_layout_into_each_other(tmp_path):
     assert ranks.run(4, layouts.load_all, tmp_path, LAYOUTS, root, saved) == [[]] * 4
 
 
+@pytest.mark.slow
 def test_each_layout_on_fewer_ranks(tmp_path):
     root, saved = saved_by_four(tmp_path, LAYOUTS)
     assert ranks.run(2, layouts.load_all, tmp_path, ["ddp", "fsdp1", "fsdp2", "tp"], root, saved) == [[]] * 2

@@ -51,6 +51,7 @@ PASSING = {
     "short-answer": (faults.short(1), 2),
 }
 UPLOADS = ["part", "manifest", "commit"]
+QUICKLY_TOLD = {("part", "503-burst"), ("commit", "lost-answer"), ("delete", "503-burst")}
 DOWNLOADS = ["read-commit", "read-manifest", "read"]
 
 
@@ -140,7 +141,13 @@ def test_a_body_that_is_cut_on_its_way_up(scene):
     scene.check([2])
 
 
-@pytest.mark.parametrize("act", [faults.stall, proxies.stalled_on_the_way_down], ids=["silence", "half"])
+@pytest.mark.parametrize(
+    "act",
+    [
+        pytest.param(faults.stall, id="silence"),
+        pytest.param(proxies.stalled_on_the_way_down, id="half", marks=pytest.mark.slow),
+    ],
+)
 def test_a_stall_is_given_up_and_tried_again(scene, act):
     quick = {"request_timeout_s": 3.0}
     with faulty(scene, act, ["part", "complete", "commit", "read-commit", "read", "list"], times=1):
@@ -176,13 +183,13 @@ def test_wrong_bytes_on_the_way_up_are_never_a_tensor(scene, operation, checksum
 
 
 @pytest.mark.parametrize(
-    "operation",
+    ("operation", "act"),
     [
-        name if name in ("part", "commit", "delete") else pytest.param(name, marks=pytest.mark.slow)
+        pytest.param(name, act, marks=() if (name, act) in QUICKLY_TOLD else pytest.mark.slow, id=f"{act}-{name}")
         for name in OPERATIONS
+        for act in ("503-burst", "lost-answer")
     ],
 )
-@pytest.mark.parametrize("act", ["503-burst", "lost-answer"])
 def test_what_does_not_pass_is_a_typed_error(scene, operation, act):
     fault = scene.proxy.fault(PASSING[act][0], **OPERATIONS[operation])
     quick = {"retries": 2, "request_timeout_s": 10.0}
