@@ -7,17 +7,11 @@ import hashlib
 import sys
 from collections.abc import Iterable
 
-from awscrt import checksums
+from crc32c import crc32c
 
 Buffer = bytes | bytearray | memoryview
 DIGEST_BYTES = 32
 """Of a SHA-256."""
-
-
-def crc32c(data: Buffer, start: int = 0) -> int:
-    """CRC32C of `data`, continuing from `start`, the CRC32C of what came before."""
-    value: int = checksums.crc32c(data, start)
-    return value
 
 
 class BlockSums:
@@ -44,10 +38,10 @@ class BlockSums:
         at = self._fill_block(view, 0) if self._filled else 0
         if self._digest is None:
             # Of a GiB there are 16,384, so that each call and attribute counts.
-            size, of, add = self.block_size, checksums.crc32c, self._sums.append
+            size, add = self.block_size, self._sums.append
             end = at + (len(view) - at) // size * size
             for start in range(at, end, size):
-                add(of(view[start : start + size]))
+                add(crc32c(view[start : start + size]))
             at = end
         while at < len(view):
             at = self._fill_block(view, at)

@@ -1,12 +1,15 @@
 """CRC32C against its published vectors and a bit-by-bit reference; sums independent of how a stream is cut."""
 
+import os
+
+import google_crc32c
 import pytest
+from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_cloud.format.checksum import (
     BlockSums,
-    crc32c,
     first_bad_block,
     pack_sums,
     sums_length,
@@ -63,6 +66,14 @@ def test_sums_do_not_depend_on_the_cuts(block_size, pieces, buffer):
     data = b"".join(pieces)
     assert list(unpack_sums(packed)) == [reference(block) for block in blocks(data, block_size)]
     assert len(packed) == sums_length(len(data), block_size)
+
+
+@pytest.mark.parametrize("skipped", range(8))
+def test_long_blocks_at_any_address(skipped):
+    data = os.urandom((1 << 18) + 8)[: (1 << 18) + skipped]
+    sums = BlockSums(1 << 16)
+    sums.update(memoryview(data)[skipped:])
+    assert list(unpack_sums(sums.finish())) == [google_crc32c.value(block) for block in blocks(data[skipped:], 1 << 16)]
 
 
 @given(st.lists(st.integers(0, 2**32 - 1)))

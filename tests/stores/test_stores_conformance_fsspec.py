@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import fsspec
 import pytest
+from crc32c import crc32c
 from fsspec.implementations.dirfs import DirFileSystem
 
 from ckpt_cloud.errors import CkptCloudError, Unsupported
-from ckpt_cloud.format.checksum import crc32c
 from ckpt_cloud.options import RetryOptions, StoreOptions
 from ckpt_cloud.stores import Replace, open_store, parse_url
 from tests.stores.conformance import LIMIT, MIB, StoreConformance, listed, stream

@@ -19,8 +19,9 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+from crc32c import crc32c
+
 from ckpt_cloud.errors import BucketNotFound, CkptCloudError, PreconditionFailed, StoreUnavailable
-from ckpt_cloud.format.checksum import crc32c
 from ckpt_cloud.options import StoreOptions
 from ckpt_cloud.stores import google_settings
 from ckpt_cloud.stores.base import ANY, CREATE, Condition, ObjectInfo, Replace, UnfinishedUpload
