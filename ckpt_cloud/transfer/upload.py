@@ -97,6 +97,7 @@ class Line:
 
     Attributes:
         lanes: requests of one pack when each has its share.
+        finding: of the pack whose views are being found; who waits gets it in turn.
         seal: if the packs are to be encrypted; `store` then takes them as they come.
     """
 
@@ -106,6 +107,7 @@ class Line:
     staging: Staging
     gate: asyncio.Semaphore
     lanes: int
+    finding: asyncio.Lock
     recorder: Recorder
     seal: SealOf | None
 
@@ -126,7 +128,7 @@ class Line:
         staging = Staging(Budget(staging_bytes), min(part_size, staging_bytes), allocate)
         gate = asyncio.Semaphore(min(PACKS_AT_ONCE, options.max_requests))
         lanes = max(1, options.max_requests // max(1, min(PACKS_AT_ONCE, packs)))
-        return cls(store, options, Budget(options.max_requests), staging, gate, lanes, recorder, seal)
+        return cls(store, options, Budget(options.max_requests), staging, gate, lanes, asyncio.Lock(), recorder, seal)
 
     @property
     def sizes(self) -> Sizes:
@@ -158,7 +160,7 @@ class _Upload:
             stored, part_size = sealed_size(plan.size), sealed_size(plan.part_size)
         if plan.size <= plan.part_size:
             version = await self._put(key, plan, sums, sealing)
-        elif not sealing and not self.line.recorder.watched and (views := await in_thread(self._all_views, plan)):
+        elif not sealing and not self.line.recorder.watched and (views := await self._views_of_all(plan)):
             version = await self._put_views(key, plan, views, sums)
         else:
             begun = [sums]
@@ -227,15 +229,26 @@ class _Upload:
                 for view in part:
                     sums.update(view)
 
+        async def summed() -> None:
+            # After the packs that are about to find their views: threads that sum make that ten times as slow, since
+            # torch lets go of the GIL in each small call.
+            async with self.line.finding:
+                pass
+            await in_thread(check)
+
         await self.line.requests.take(self.line.lanes)
         try:
             put = self.line.store.put_multipart(key, source, part_size=plan.part_size, concurrency=self.line.lanes)
-            version, _ = await all_or_cancel((put, in_thread(check)))
+            version, _ = await all_or_cancel((put, summed()))
         finally:
             self.line.requests.give_back(self.line.lanes)
         for segments in parts(plan, self.nbytes):
             self._release(segments)
         return version
+
+    async def _views_of_all(self, plan: PackPlan) -> list[list[memoryview]]:
+        async with self.line.finding:
+            return await in_thread(self._all_views, plan)
 
     def _all_views(self, plan: PackPlan) -> list[list[memoryview]]:
         """By part, the views of all that the pack holds; nothing if some must be copied, or a part has many."""
