@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -17,7 +18,7 @@ from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter
 
-from ckpt_cloud import garbage
+from ckpt_cloud import dcp_log, garbage
 from ckpt_cloud.encryption import EncryptionKey, Keyring
 from ckpt_cloud.errors import (
     CheckpointNotFound,
@@ -61,7 +62,8 @@ def save(
     """`torch.distributed.checkpoint.save` to an object store.
 
     Args are DCP's, and three more. `checkpoint_id` is the URL; without a `storage_writer` an `ObjectStoreWriter` with
-    its defaults is used. Python's garbage collector comes rarely meanwhile.
+    its defaults is used. Python's garbage collector comes rarely meanwhile, and DCP logs nothing unless its log has
+    a handler.
 
     Args:
         compression, encryption_key, encryption_key_id: as for `ObjectStoreWriter`; a `storage_writer` takes them
@@ -78,7 +80,7 @@ def save(
     writer = _writer(storage_writer, compression, keyring)
     began = time.perf_counter()
     try:
-        with garbage.paused():
+        with garbage.paused(), dcp_log.muted():
             saved: Metadata = dcp.save(
                 state_dict,
                 checkpoint_id=checkpoint_id,
@@ -135,21 +137,28 @@ def async_save(
     del encryption_key
     writer = _writer(storage_writer, compression, keyring)
     _turn(in_flight)
-    response = dcp.async_save(
-        state_dict,
-        checkpoint_id=checkpoint_id,
-        storage_writer=writer,
-        planner=planner,
-        process_group=process_group,
-        async_checkpointer_type=async_checkpointer_type,
-        async_stager=async_stager,
-        no_dist=no_dist,
-        use_collectives=use_collectives,
-    )
+    with contextlib.ExitStack() as until_done:
+        until_done.enter_context(dcp_log.muted())
+        response = dcp.async_save(
+            state_dict,
+            checkpoint_id=checkpoint_id,
+            storage_writer=writer,
+            planner=planner,
+            process_group=process_group,
+            async_checkpointer_type=async_checkpointer_type,
+            async_stager=async_stager,
+            no_dist=no_dist,
+            use_collectives=use_collectives,
+        )
+        unmuted = until_done.pop_all()
+
+    def begun(upload: Future[Any]) -> Future[Any]:
+        upload.add_done_callback(lambda _: unmuted.close())
+        return _under_way(_settled(upload, writer, no_dist=no_dist))
+
     if isinstance(response, AsyncSaveResponse):
-        upload = _under_way(_settled(response.upload_completion, writer, no_dist=no_dist))
-        return AsyncSaveResponse(response.staging_completion, upload)
-    return _under_way(_settled(response, writer, no_dist=no_dist))
+        return AsyncSaveResponse(response.staging_completion, begun(response.upload_completion))
+    return begun(response)
 
 
 def _writer(given: StorageWriter | None, compression: Literal["zstd"] | None, keys: Keyring) -> StorageWriter:
@@ -202,7 +211,7 @@ def load(
     Args are DCP's, and five more. `checkpoint_id` is the URL; without a `storage_reader` the one for what is
     there is used, with its defaults: `ObjectStoreReader` for checkpoints of ours, `ForeignReader` for DCP's own,
     safetensors files and Hugging Face repositories, and `torch.save` files. One rank opens the checkpoint for all.
-    Python's garbage collector comes rarely meanwhile.
+    Python's garbage collector comes rarely meanwhile, and DCP logs nothing unless its log has a handler.
 
     Args:
         keys: which keys of the state to load: a name or dotted prefix, several of them, or a predicate; all others
@@ -238,7 +247,7 @@ def load(
         checkpoint_id = None
         reader = _open_for_all(reader, process_group, any_format=storage_reader is None, no_dist=no_dist)
     try:
-        with garbage.paused():
+        with garbage.paused(), dcp_log.muted():
             dcp.load(
                 state_dict,
                 checkpoint_id=checkpoint_id,

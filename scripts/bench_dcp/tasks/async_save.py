@@ -14,7 +14,6 @@ from bench_dcp.meter import Meter
 from bench_dcp.states import State, llama, size_bytes
 from bench_dcp.tasks.transfer import wake_up
 
-
 _TIMES = 3
 
 
