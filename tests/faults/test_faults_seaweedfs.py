@@ -7,6 +7,7 @@ checkpoint is untouched, and the collector leaves nothing that no checkpoint nee
 import secrets
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 
 import pytest
 import torch
@@ -190,7 +191,9 @@ def test_wrong_bytes_on_the_way_up_are_never_a_tensor(scene, operation, checksum
         for act in ("503-burst", "lost-answer")
     ],
 )
-def test_what_does_not_pass_is_a_typed_error(scene, operation, act):
+def test_what_does_not_pass_is_a_typed_error(scene, operation, act, monkeypatch):
+    # A collection waits for a commit's clear answer, too, and has no option for how long.
+    monkeypatch.setattr("ckpt_cloud.collector.CommitOptions", partial(ckpt_cloud.CommitOptions, deadline_s=10))
     fault = scene.proxy.fault(PASSING[act][0], **OPERATIONS[operation])
     quick = {"retries": 2, "request_timeout_s": 10.0}
     told = [
