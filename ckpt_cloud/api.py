@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import time
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter
 
-from ckpt_cloud import dcp_log, garbage
+from ckpt_cloud import background, dcp_log, garbage
 from ckpt_cloud.encryption import EncryptionKey, Keyring
 from ckpt_cloud.errors import (
     CheckpointNotFound,
@@ -28,7 +28,6 @@ from ckpt_cloud.errors import (
     InvalidOption,
     RankFailed,
     RankLost,
-    SaveInFlight,
     StateMismatch,
 )
 from ckpt_cloud.interop.any_format import AnyReader, find_any
@@ -117,7 +116,7 @@ def async_save(
     """`torch.distributed.checkpoint.async_save` to an object store.
 
     Args are DCP's, and four more. Give it a process group of its own, with a CPU backend: the background thread runs
-    collectives beside the training's.
+    collectives beside the training's. Until its end DCP logs nothing unless its log has a handler when it begins.
 
     Args:
         in_flight: what becomes of a save while an earlier one of this process is still under way. There is one
@@ -136,8 +135,7 @@ def async_save(
     # Locals may be shown beside a traceback.
     del encryption_key
     writer = _writer(storage_writer, compression, keyring)
-    _turn(in_flight)
-    with contextlib.ExitStack() as until_done:
+    with background.turn(in_flight), contextlib.ExitStack() as until_done:
         until_done.enter_context(dcp_log.muted())
         response = dcp.async_save(
             state_dict,
@@ -150,15 +148,14 @@ def async_save(
             no_dist=no_dist,
             use_collectives=use_collectives,
         )
-        unmuted = until_done.pop_all()
-
-    def begun(upload: Future[Any]) -> Future[Any]:
-        upload.add_done_callback(lambda _: unmuted.close())
-        return _under_way(_settled(upload, writer, no_dist=no_dist))
-
+        over = until_done.pop_all()
+        upload = response.upload_completion if isinstance(response, AsyncSaveResponse) else response
+        upload.add_done_callback(lambda _: over.close())
+        settled = _settled(upload, writer, no_dist=no_dist)
+        background.begun(settled)
     if isinstance(response, AsyncSaveResponse):
-        return AsyncSaveResponse(response.staging_completion, begun(response.upload_completion))
-    return begun(response)
+        return AsyncSaveResponse(response.staging_completion, settled)
+    return settled
 
 
 def _writer(given: StorageWriter | None, compression: Literal["zstd"] | None, keys: Keyring) -> StorageWriter:
@@ -169,27 +166,6 @@ def _writer(given: StorageWriter | None, compression: Literal["zstd"] | None, ke
         hint = f"pass it to the writer: ObjectStoreWriter(url, {refused}=...)"
         raise InvalidOption(f"{refused}= is for save's own writer, and another was given", hint=hint)
     return given
-
-
-def _turn(in_flight: str) -> None:
-    """Waits for the save that is under way in this process, if there is one; what became of it is for its caller."""
-    if in_flight not in ("wait", "refuse"):
-        raise InvalidOption(f"in_flight is {in_flight!r}; it is 'wait' or 'refuse'")
-    earlier = _latest[0]
-    if earlier is None or earlier.done():
-        return
-    if in_flight == "refuse":
-        raise SaveInFlight("an earlier save is still under way", hint="wait for its result(), or skip this one")
-    wait([earlier])
-
-
-def _under_way(upload: Future[T]) -> Future[T]:
-    _latest[0] = upload
-    return upload
-
-
-_latest: list[Future[Any] | None] = [None]
-"""The asynchronous save that this process began last; there is at most one that is not done."""
 
 
 def load(
@@ -211,7 +187,7 @@ def load(
     Args are DCP's, and five more. `checkpoint_id` is the URL; without a `storage_reader` the one for what is
     there is used, with its defaults: `ObjectStoreReader` for checkpoints of ours, `ForeignReader` for DCP's own,
     safetensors files and Hugging Face repositories, and `torch.save` files. One rank opens the checkpoint for all.
-    Python's garbage collector comes rarely meanwhile, and DCP logs nothing unless its log has a handler.
+    Python's garbage collector comes rarely meanwhile.
 
     Args:
         keys: which keys of the state to load: a name or dotted prefix, several of them, or a predicate; all others
@@ -247,7 +223,7 @@ def load(
         checkpoint_id = None
         reader = _open_for_all(reader, process_group, any_format=storage_reader is None, no_dist=no_dist)
     try:
-        with garbage.paused(), dcp_log.muted():
+        with garbage.paused():
             dcp.load(
                 state_dict,
                 checkpoint_id=checkpoint_id,

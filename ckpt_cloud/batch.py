@@ -68,7 +68,7 @@ class Batch:
             )
             return value
 
-        return TensorSource([self.entries[number] for number in numbers], resolve)
+        return TensorSource([self.entries[number] for number in numbers], resolve, lasting=_finds_only(planner))
 
     def results(self, places: Mapping[int, Stored], attempt: str, objects: list[ObjectEntry]) -> list[WriteResult]:
         """One result for all items: DCP gathers them by pickle and looks at none, and one is quick to send.
@@ -155,6 +155,12 @@ def _keeps_values(planner: SavePlanner) -> bool:
         and kind.resolve_data is DefaultSavePlanner.resolve_data
         and kind.transform_object is DefaultSavePlanner.transform_object
     )
+
+
+def _finds_only(planner: SavePlanner) -> bool:
+    """Whether tensors that the planner resolves are the state's own."""
+    kind: Any = type(planner)
+    return _keeps_values(planner) and kind.lookup_object is DefaultSavePlanner.lookup_object
 
 
 def _value(item: WriteItem, planner: Any, limit: int) -> Stored | None:

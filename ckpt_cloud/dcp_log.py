@@ -1,7 +1,7 @@
 """DCP's log of its own calls, left out while nobody reads it.
 
-DCP notes the begin and the end of every call at level DEBUG, for each key of a state too: for thousands of keys that is
-half a second of a save, though the log goes nowhere unless a program gives it a handler.
+DCP notes the begin and the end of every call at level DEBUG, when it saves also for each key of the dictionary: that is
+20 to 40 µs of each, though the log goes nowhere unless a program gives it a handler.
 """
 
 from __future__ import annotations

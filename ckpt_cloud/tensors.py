@@ -100,14 +100,23 @@ class TensorSource:
         entries: of the packs.
         resolve: gives the tensor, or the `BytesIO`, of an entry; called by one thread at a time, since planners
             are not made for more, and once for each unless its upload begins again.
+        lasting: what is resolved is the state's own memory, and not made to be saved.
     """
 
-    def __init__(self, entries: Sequence[PackEntry], resolve: Callable[[int], torch.Tensor | io.BytesIO]) -> None:
+    def __init__(
+        self,
+        entries: Sequence[PackEntry],
+        resolve: Callable[[int], torch.Tensor | io.BytesIO],
+        *,
+        lasting: bool = False,
+    ) -> None:
         self._entries = entries
         self._resolve = resolve
+        self._lasting = lasting
         self._lock = threading.Lock()
-        # What was resolved and is not yet handed over in full.
+        # What was resolved and is not yet handed over in full, and which of it was made here.
         self._held: dict[int, torch.Tensor | memoryview] = {}
+        self._made: set[int] = set()
 
     @property
     def allocate(self) -> Allocate:
@@ -118,6 +127,10 @@ class TensorSource:
         """The entry's own memory, or None if it must be copied."""
         held = self._get(entry)
         return held if isinstance(held, memoryview) else byte_view(held)
+
+    def lasts(self, entry: int) -> bool:
+        """Whether the memory of the entry's view is there anyway, so that holding on to it costs nothing."""
+        return self._lasting and entry not in self._made
 
     def copy(self, segments: Sequence[Segment], into: memoryview) -> None:
         """Copies bytes of entries, one after another; where that can be by address, since most are small."""
@@ -155,6 +168,7 @@ class TensorSource:
         tensor = value.detach() if value.requires_grad else value
         if _is_lazy(tensor):
             tensor = tensor.resolve_conj().resolve_neg()
+            self._made.add(entry)
         check_storable(plan.fqn, tensor.dtype, tensor.layout)
         if tensor.is_meta:
             raise UnsupportedTensor(f"{plan.fqn!r} is on the meta device and has no data", hint="materialize it first")

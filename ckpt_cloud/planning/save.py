@@ -98,6 +98,22 @@ def part_size_for(size: int, sizes: Sizes) -> int:
     return min(part_size, sizes.max_part)
 
 
+def shares(sizes: Sequence[int], requests: int, *, at_once: int) -> list[int]:
+    """Requests that each of several uploads may have in flight: by its bytes, and at least one.
+
+    Where no more than `at_once` go beside each other, all `requests` are given out, by the method of largest
+    remainders; of more, each gets at least what an equal part of them would be.
+    """
+    total = max(1, sum(sizes))
+    if len(sizes) > at_once:
+        return [max(1, requests // at_once, requests * size // total) for size in sizes]
+    found = [max(1, requests * size // total) for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda n: -(requests * sizes[n] % total))
+    for number in by_remainder[: max(0, requests - sum(found))]:
+        found[number] += 1
+    return found
+
+
 def parts(plan: PackPlan, nbytes: Sequence[int]) -> Iterator[list[Segment]]:
     """The segments of each part of `plan`, in order; `nbytes` are the sizes of all planned entries."""
     part: list[Segment] = []

@@ -24,7 +24,8 @@ from ckpt_cloud.planning.coded import UNIT_BYTES, Job, jobs
 from ckpt_cloud.planning.save import PackPlan, Segment, part_size_for
 from ckpt_cloud.stores import ObjectStore
 from ckpt_cloud.transfer.budget import Budget
-from ckpt_cloud.transfer.staging import Allocate, plain_memory
+from ckpt_cloud.transfer.pieces import Pieces
+from ckpt_cloud.transfer.staging import plain_memory
 from ckpt_cloud.transfer.structured import first_of
 from ckpt_cloud.transfer.upload import PACKS_AT_ONCE, Line, SealOf, Source
 from ckpt_cloud.workers import COUNT, in_thread, in_waiting_thread
@@ -346,7 +347,7 @@ class _Coding:
             part_size = part_size_for(at, self.line.sizes)
             plan = PackPlan(tuple(range(len(starts))), tuple(starts), head, at, part_size)
             nbytes = [len(piece) for piece in pack.pieces]
-            self.stored[number] = await self.line.upload(_Pieces(pack.pieces), key, plan, nbytes)
+            self.stored[number] = await self.line.upload(Pieces(pack.pieces), key, plan, nbytes)
         finally:
             self.budget.give_back(pack.size)
 
@@ -371,30 +372,3 @@ class _Gathered:
         if self._size:
             joined, self._pieces, self._size = b"".join(self._pieces), [], 0
             self._emit(joined)
-
-
-class _Pieces:
-    """A pack's pieces as a source of uploads."""
-
-    def __init__(self, pieces: Sequence[bytes]) -> None:
-        self._pieces = pieces
-
-    @property
-    def allocate(self) -> Allocate:
-        """Memory of the process."""
-        return plain_memory
-
-    def view(self, entry: int) -> memoryview | None:
-        """The piece."""
-        return memoryview(self._pieces[entry])
-
-    def copy(self, segments: Sequence[Segment], into: memoryview) -> None:
-        """Parts of pieces, one after another."""
-        at = 0
-        for segment in segments:
-            size = segment.end - segment.start
-            into[at : at + size] = memoryview(self._pieces[segment.entry])[segment.start : segment.end]
-            at += size
-
-    def release(self, entry: int) -> None:
-        """They stay until the pack is stored, which may have to begin again."""

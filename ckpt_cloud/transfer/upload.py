@@ -19,7 +19,7 @@ from ckpt_cloud.format.checksum import BlockSums
 from ckpt_cloud.format.manifest import ObjectEntry
 from ckpt_cloud.format.sealing import BLOCK, NONCE_BYTES, ObjectKey, blocks_of, plain_within, room_within, sealed_size
 from ckpt_cloud.options import TransferOptions
-from ckpt_cloud.planning.save import PackPlan, Segment, Sizes, parts
+from ckpt_cloud.planning.save import PackPlan, Segment, Sizes, parts, shares
 from ckpt_cloud.stores import AtHand, ObjectStore
 from ckpt_cloud.transfer.budget import Budget
 from ckpt_cloud.transfer.staging import Allocate, Staging
@@ -27,7 +27,7 @@ from ckpt_cloud.transfer.structured import all_or_cancel
 from ckpt_cloud.workers import in_thread
 
 PACKS_AT_ONCE = 8
-"""Enough that the last parts of one are under way beside the first of others; each may use all requests."""
+"""Enough that the last parts of one are under way beside the first of others."""
 _MAX_VIEWS = 16
 """A part of more segments is staged as one buffer: handing over a small buffer costs more than copying it."""
 
@@ -41,6 +41,10 @@ class Source(Protocol):
 
     def view(self, entry: int) -> memoryview | None:
         """The entry's own memory, if its bytes lie there in row-major order; None if they must be copied."""
+        ...
+
+    def lasts(self, entry: int) -> bool:
+        """Whether the memory of the entry's view is there anyway, so that holding on to it costs nothing."""
         ...
 
     def copy(self, segments: Sequence[Segment], into: memoryview) -> None:
@@ -76,7 +80,8 @@ async def upload_packs(
     """Uploads each pack under its key and returns what the manifest says of the objects, in the same order.
 
     Memory: staged parts stay within `options.memory_budget`; views of the caller's tensors cost nothing, but sealed
-    parts are staged. At most `options.max_requests` parts, of all packs together, are under way.
+    parts are staged. At most `options.max_requests` parts, of all packs together, are under way. The largest packs
+    begin first and get more of them, so that none goes on alone at the end.
 
     Args:
         nbytes: of every entry that the packs index.
@@ -88,7 +93,10 @@ async def upload_packs(
     staging = options.memory_budget
     allocate = source.allocate
     line = Line.of(store, options, recorder, packs=len(packs), staging_bytes=staging, allocate=allocate, seal=seal)
-    return await all_or_cancel(line.upload(source, key, plan, nbytes) for key, plan in packs)
+    lanes = shares([plan.size for _, plan in packs], options.max_requests, at_once=PACKS_AT_ONCE)
+    order = sorted(range(len(packs)), key=lambda n: -packs[n][1].size)
+    stored = await all_or_cancel(line.upload(source, *packs[n], nbytes, lanes=lanes[n]) for n in order)
+    return [entry for _, entry in sorted(zip(order, stored, strict=True), key=lambda each: each[0])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +104,7 @@ class Line:
     """What all packs of one save share on their way up.
 
     Attributes:
-        lanes: requests of one pack when each has its share.
+        lanes: requests of one pack when all have the same.
         finding: of the pack whose views are being found; who waits gets it in turn.
         seal: if the packs are to be encrypted; `store` then takes them as they come.
     """
@@ -135,10 +143,12 @@ class Line:
         """What packs and their parts may be."""
         return sizes_for(self.store, self.options, sealed=self.seal is not None)
 
-    async def upload(self, source: Source, key: str, plan: PackPlan, nbytes: Sequence[int]) -> ObjectEntry:
-        """Uploads one pack, once few enough others are under way."""
+    async def upload(
+        self, source: Source, key: str, plan: PackPlan, nbytes: Sequence[int], *, lanes: int | None = None
+    ) -> ObjectEntry:
+        """Uploads one pack, once few enough others are under way, by so many requests at a time."""
         async with self.gate:
-            return await _Upload(self, source, nbytes).pack(key, plan)
+            return await _Upload(self, source, nbytes, lanes or self.lanes).pack(key, plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +158,7 @@ class _Upload:
     line: Line
     source: Source
     nbytes: Sequence[int]
+    lanes: int
 
     async def pack(self, key: str, plan: PackPlan) -> ObjectEntry:
         began_unix_s = time.time()
@@ -236,12 +247,12 @@ class _Upload:
                 pass
             await in_thread(check)
 
-        await self.line.requests.take(self.line.lanes)
+        await self.line.requests.take(self.lanes)
         try:
-            put = self.line.store.put_multipart(key, source, part_size=plan.part_size, concurrency=self.line.lanes)
+            put = self.line.store.put_multipart(key, source, part_size=plan.part_size, concurrency=self.lanes)
             version, _ = await all_or_cancel((put, summed()))
         finally:
-            self.line.requests.give_back(self.line.lanes)
+            self.line.requests.give_back(self.lanes)
         for segments in parts(plan, self.nbytes):
             self._release(segments)
         return version
@@ -251,11 +262,14 @@ class _Upload:
             return await in_thread(self._all_views, plan)
 
     def _all_views(self, plan: PackPlan) -> list[list[memoryview]]:
-        """By part, the views of all that the pack holds; nothing if some must be copied, or a part has many."""
+        """By part, the views of all that the pack holds.
+
+        Nothing if some must be copied, or were made to be saved: those must go one by one. Nor if a part has many.
+        """
         found = []
         for segments in parts(plan, self.nbytes):
             views = self._find_views(plan, segments) if len(segments) <= _MAX_VIEWS else []
-            if not views:
+            if not views or not all(self.source.lasts(segment.entry) for segment in segments if segment.entry >= 0):
                 return []
             found.append(views)
         return found

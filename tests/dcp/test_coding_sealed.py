@@ -61,7 +61,7 @@ def test_what_goes_in_comes_out(url, how):
     assert ckpt_cloud.verify(url, deep=True, encryption_key=KEY, trusted_keys=trusted).ok
 
 
-@pytest.mark.parametrize("engine", ["native", "fsspec"])
+@pytest.mark.parametrize("engine", ["native", pytest.param("fsspec", marks=pytest.mark.slow)])
 def test_on_s3_in_parts(s3_url, how, engine, monkeypatch):
     """Objects of coded chunks that take several parts, which are as large as S3 wants them."""
     monkeypatch.setattr(encode, "PACK_BYTES", 12 * MIB)

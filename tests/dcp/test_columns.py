@@ -137,6 +137,34 @@ def test_a_shard_lives_until_its_last_chunk_was_asked_for_even_where_an_upload_b
     assert not planner.alive
 
 
+class Converts(DefaultSavePlanner):
+    """Makes what it resolves."""
+
+    def resolve_data(self, item):
+        return super().resolve_data(item).clone()
+
+
+class Gathers(DefaultSavePlanner):
+    """Makes what it looks up."""
+
+    def lookup_object(self, index):
+        return super().lookup_object(index).clone()
+
+
+@pytest.mark.parametrize("kind", [DefaultSavePlanner, Converts, Gathers])
+def test_only_what_is_the_states_own_is_there_anyway(kind):
+    planner = kind()
+    state = {"w": torch.ones(100), "conj": torch.ones(100, dtype=torch.complex64).conj()}
+    planner.set_up_planner(state, is_coordinator=True)
+    batch = sorted_out(planner.create_local_plan().items, planner, inline_limit=0, most_chunks=4)
+    source = batch.source(planner, range(len(batch.entries)))
+    lasting = set()
+    for number, entry in enumerate(batch.entries):
+        if source.view(number) is not None and source.lasts(number):
+            lasting.add(entry.fqn)
+    assert lasting == ({"w"} if kind is DefaultSavePlanner else set())
+
+
 def test_a_planner_that_resolves_another_shape_is_refused(file_url):
     with pytest.raises(PlanMismatch, match=r"was planned as .* and resolved to complex64 .1024, 511"):
         ckpt_cloud.save(matrices(), storage_writer=ObjectStoreWriter(file_url), planner=ByColumns(lie=True))

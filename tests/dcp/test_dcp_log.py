@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.checkpoint import logger as dcp_logger
 
 import ckpt_cloud
@@ -57,16 +58,13 @@ class Watching:
         self.seen.append(speaks())
         return {"weight": torch.zeros(4)}
 
-    def load_state_dict(self, state):
-        self.seen.append(speaks())
+    def load_state_dict(self, state): ...
 
 
-def test_saves_and_loads_are_not_noted_for_nobody(file_url):
+def test_a_save_is_not_noted_for_nobody(file_url):
     part = Watching()
     ckpt_cloud.save({"part": part}, checkpoint_id=file_url)
-    ckpt_cloud.load({"part": part}, checkpoint_id=file_url)
-    assert part.seen
-    assert not any(part.seen)
+    assert part.seen == [False]
     assert speaks()
 
 
@@ -75,11 +73,26 @@ def test_who_reads_it_misses_nothing(file_url, reading):
     assert {"save", "_stateful_to_state_dict.weight", "global_step"} <= reading.calls
 
 
+class WaitingPlanner(DefaultSavePlanner):
+    """Plans once it may, and notes whether DCP's log speaks then."""
+
+    def __init__(self):
+        super().__init__()
+        self.may, self.spoke = threading.Event(), None
+
+    def create_global_plan(self, plans):
+        assert self.may.wait(30)
+        self.spoke = speaks()
+        return super().create_global_plan(plans)
+
+
 def test_an_asynchronous_save_is_not_noted_until_its_end(file_url):
-    part = Watching()
-    saving = ckpt_cloud.async_save({"part": part}, checkpoint_id=file_url)
-    saving.result()
+    part, planner = Watching(), WaitingPlanner()
+    saving = ckpt_cloud.async_save({"part": part}, checkpoint_id=file_url, planner=planner)
     assert part.seen == [False]
+    planner.may.set()
+    saving.result()
+    assert planner.spoke is False
     assert speaks()
 
 

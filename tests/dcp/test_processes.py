@@ -83,7 +83,9 @@ def test_an_interrupt_in_a_save_is_an_interrupt(file_url):
         ckpt_cloud.load({}, checkpoint_id=file_url)
 
 
-@pytest.mark.parametrize("to", ["ckpt-cloud", "dcp", "safetensors", "torch"])
+@pytest.mark.parametrize(
+    "to", ["ckpt-cloud", *(pytest.param(other, marks=pytest.mark.slow) for other in ("dcp", "safetensors", "torch"))]
+)
 def test_an_interrupt_in_a_conversion_leaves_nothing(tmp_path, to):
     """Sent when a later window is read, while the one before it is being written."""
     done = run(

@@ -18,7 +18,7 @@ def server(monkeypatch, nobodys_cloud):
         yield server
 
 
-@pytest.fixture(params=["native", "fsspec"])
+@pytest.fixture(params=["native", pytest.param("fsspec", marks=pytest.mark.slow)])
 def engine(request):
     return request.param
 

@@ -59,8 +59,13 @@ def memory():
     tracemalloc.stop()
 
 
+QUICK = {"manifest", "manifest_bytes", "commit", "header", "sealed", "coded", "item", "dcp_metadata", "safetensors"}
+
+
 @pytest.mark.usefixtures("memory")
-@pytest.mark.parametrize("name", sorted(TARGETS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(TARGETS)]
+)
 @given(chance=st.integers(0, 2**62))
 def test_damage_is_an_error_of_ours(name, chance):
     tracemalloc.reset_peak()
@@ -81,6 +86,7 @@ def outcome(call):
     return None
 
 
+@pytest.mark.slow
 def test_the_damage_is_damage():
     """Of the mutations many must be noticed, or the fuzzer would prove nothing."""
     found = {

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from ckpt_cloud.errors import Unsupported
 from ckpt_cloud.format.dtypes import SIZES
 from ckpt_cloud.format.pack import ITEM_DTYPE, PackEntry
-from ckpt_cloud.planning.save import PackPlan, Segment, Sizes, part_size_for, parts, plan_packs, shared_part_size
+from ckpt_cloud.planning.save import (
+    PackPlan,
+    Segment,
+    Sizes,
+    part_size_for,
+    parts,
+    plan_packs,
+    shared_part_size,
+    shares,
+)
 
 
 def sizes(pack, part):
@@ -164,3 +173,21 @@ def test_parts_of_a_plan_add_up_to_it(entries, pack_size, part_size):
         assert len(found) == math.ceil(plan.size / plan.part_size)
         assert sum(s.end - s.start for part in found for s in part) == plan.size
         assert found[0][0] == Segment(-1, 0, min(plan.part_size, len(plan.header)))
+
+
+@given(st.lists(st.integers(1, 1 << 40), max_size=30), st.integers(1, 64), st.integers(1, 16))
+def test_requests_are_shared_by_bytes(sizes, requests, at_once):
+    found = shares(sizes, requests, at_once=at_once)
+    assert len(found) == len(sizes)
+    assert all(share >= max(1, requests * size // sum(sizes)) for share, size in zip(found, sizes, strict=True))
+    if len(sizes) > at_once:
+        assert min(found) >= requests // at_once, "of many, only some go beside each other"
+    elif sizes:
+        assert sum(found) >= requests, "none is left over"
+        assert sum(found) <= requests + len(sizes)
+
+
+def test_equal_uploads_have_equal_shares():
+    assert shares([256 << 20] * 4, 32, at_once=8) == [8] * 4
+    assert shares([256 << 20] * 100, 32, at_once=8) == [4] * 100
+    assert shares([8 << 30, *[256 << 20] * 32], 32, at_once=8) == [16, *[4] * 32]

@@ -153,7 +153,7 @@ def server():
         yield server
 
 
-@pytest.mark.parametrize("engine", ["native", "fsspec"])
+@pytest.mark.parametrize("engine", ["native", pytest.param("fsspec", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("given", ["environment", "options"])
 @pytest.mark.parametrize("act", ACTS)
 def test_s3(server, monkeypatch, said, act, given, engine):

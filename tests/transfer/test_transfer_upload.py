@@ -1,6 +1,7 @@
 """Uploads: every byte where the plan says, within the memory budget, all together or not at all."""
 
 import asyncio
+from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,10 +22,14 @@ pytestmark = pytest.mark.timeout(30)
 
 
 class Memory:
-    """A source of byte strings; those in `views` may be handed over as they are, the others must be copied."""
+    """A source of byte strings; those in `views` may be handed over as they are, the others must be copied.
 
-    def __init__(self, values, views=()):
+    Those in `made` are made when they are asked for.
+    """
+
+    def __init__(self, values, views=(), made=()):
         self.values = values
+        self.made = set(made)
         self.allocate = None
         self.views = set(views)
         self.released = []
@@ -32,6 +37,9 @@ class Memory:
 
     def view(self, entry):
         return memoryview(self.values[entry]) if entry in self.views else None
+
+    def lasts(self, entry):
+        return entry not in self.made
 
     def copy(self, segments, into):
         at = 0
@@ -164,6 +172,45 @@ async def test_packs_that_are_all_views_share_the_requests(store, small_options)
     for entry, (key, plan) in zip(objects, packs, strict=True):
         assert store.objects[key] == plan.header + b"".join(source.values[index] for index in plan.entries)
         assert first_bad_block([store.objects[key]], 0, entry.sums, entry.block_size) is None
+
+
+async def test_a_large_pack_gets_more_of_the_requests(store, small_options):
+    sizes = [1000] * 12
+    sizes[9] = 30_000
+    source = Memory([some_bytes(size, seed) for seed, size in enumerate(sizes)], views=range(12))
+    packs = planned(source.values, pack_size=1200, part_size=500)
+    large, size = next((key, plan.size) for key, plan in packs if plan.size > 30_000)
+    under_way, most = Counter(), Counter()
+
+    async def some_turns(key, number):
+        under_way[key] += 1
+        most[key] = max(most[key], under_way[key])
+        await asyncio.sleep(0.001)
+        under_way[key] -= 1
+
+    store.before_part = some_turns
+    objects = await upload(store, source, packs, small_options(memory_budget=1, max_requests=16))
+
+    assert store.begun[0] == large
+    assert most[large] == 16 * size // sum(plan.size for _, plan in packs) > 8
+    assert store.requests.peak <= 16
+    assert [entry.key for entry in objects] == [key for key, _ in packs]
+
+
+async def test_what_was_made_to_be_saved_is_let_go_part_by_part(store, small_options):
+    """Or a planner that converts would have as much in memory as packs are uploaded beside each other."""
+    source = Memory([some_bytes(500, seed) for seed in range(40)], views=range(40), made=[3])
+    packs = planned(source.values, pack_size=100_000, part_size=500)
+    released_before = []
+
+    async def some_turns(key, number):
+        released_before.append(len(source.released))
+
+    store.before_part = some_turns
+    await upload(store, source, packs, small_options(max_requests=2))
+    assert len(packs) == 1
+    assert max(released_before) > 30
+    assert source.copied_bytes == 0
 
 
 async def test_a_view_that_fails_takes_the_upload_with_it(store, small_options):
