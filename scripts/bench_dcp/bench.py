@@ -51,14 +51,16 @@ class Bench:
     profiles: dict[str, Any] = field(default_factory=dict)
 
     def in_turn(self, suite: str, case: str, jobs: Sequence[Job], *, rounds: int | None = None) -> None:
-        """Everyone once a round, so that a slow minute of the machine hits all alike.
+        """Everyone once a round, so that a slow minute of the machine hits all alike; each round begins with another.
 
         Args:
             rounds: fewer than asked for, where more would add nothing.
         """
         failed: set[str] = set()
-        for number in range(rounds or self.rounds):
-            for job in jobs:
+        rounds = rounds or self.rounds
+        for number in range(rounds):
+            first = number * len(jobs) // rounds
+            for job in (*jobs[first:], *jobs[:first]):
                 if job.who in failed:
                     continue
                 try:

@@ -13,7 +13,8 @@ import warnings
 def main(task: str, arguments: str) -> None:
     """Imports the task's module and calls its `run`."""
     warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
+    # As in a program that keeps warnings to itself; what libraries log costs them what it costs everybody.
+    logging.getLogger().addHandler(logging.NullHandler())
     figures = importlib.import_module(f"bench_dcp.tasks.{task}").run(**json.loads(arguments))
     print(json.dumps(figures), flush=True)
     # Libraries' own threads may abort a process that takes itself down around them; the figures are out.

@@ -115,8 +115,7 @@ def async_rows(runs: Runs) -> Iterator[Row]:
             (lambda f: f["blocked_s"] / f["copy_s"], "{:.2f}"),
             (lambda f: f["first_peak"] / GIB, "{:.2f}"),
         )
-        refused = runs.median("async", who, lambda f: f["second_refused"])
-        second = "refused" if refused else _text(runs.median("async", who, lambda f: f["second_blocked_s"]), "{:.2f} s")
+        second = _text(runs.median("async", who, lambda f: f["second_blocked_s"]), "{:.2f} s")
         peak = _text(runs.median("async", who, lambda f: f["second_peak"] / GIB), "{:.2f}")
         yield ("async", who, *(_text(runs.median("async", who, value), form) for value, form in columns), second, peak)
 

@@ -14,9 +14,10 @@ from bench_dcp.meter import Meter
 from bench_dcp.states import STATES, size_bytes
 from bench_dcp.tasks.transfer import wake_up
 
-_EVERY_S = 0.006
+_EVERY_S = 0.01
 _TOP = 12
 _TASKS = Path("/proc/self/task")
+_IDLE = "ckpt_cloud/workers.py:_Threads._work"
 
 
 def run(direction: str, state: str, gib: float, url: str) -> dict[str, Any]:
@@ -33,6 +34,8 @@ def run(direction: str, state: str, gib: float, url: str) -> dict[str, Any]:
     report = (writer if direction == "save" else reader).report
     return {
         **meter.figures,
+        # Without that of looking.
+        "cpu_s": sum(seconds for _, seconds in sampler.threads()),
         "bytes": size_bytes(values),
         "phases": report.phases,
         "threads": sampler.threads(),
@@ -41,9 +44,10 @@ def run(direction: str, state: str, gib: float, url: str) -> dict[str, Any]:
 
 
 class _Sampler:
-    """Asks the kernel every few milliseconds what each thread has used, and charges it to the function it is in.
+    """Asks the kernel now and again what each thread has used, and charges it to the function it is in.
 
-    A thread that waits uses nothing. Threads of libraries have names, but no Python functions.
+    What a worker used that waits for its next task again is not charged to any. Threads of libraries have names, but no
+    Python functions.
     """
 
     def __init__(self) -> None:
@@ -91,8 +95,8 @@ class _Sampler:
             self._used[task.name] = used
             if spent and name != "sampler":
                 self._by_thread[name] += spent
-                if thread and (frame := frames.get(thread.ident or 0)):
-                    self._by_function[name, _place(frame)] += spent
+                if thread and (frame := frames.get(thread.ident or 0)) and (place := _place(frame)) != _IDLE:
+                    self._by_function[name, place] += spent
 
 
 def _plain(name: str) -> str:
