@@ -30,6 +30,7 @@ RUN_BY = {
     "docs/migrate/fsspec-writer.md": "test_howto_pages.py",
     "docs/migrate/s3torchconnector.md": "test_howto_pages.py",
     "docs/migrate/torch-save.md": "test_howto_pages.py",
+    "docs/performance.md": "test_performance_page.py",
     "docs/security.md": "test_short_pages.py",
     "docs/stores.md": "test_stores_page.py",
     "docs/testing.md": "test_testing_page.py",
