@@ -195,13 +195,13 @@ def _rebuild_store_options(values: dict[str, Any]) -> StoreOptions:
 class TransferOptions:
     """How bytes move.
 
-    Memory beyond the state dict stays below `memory_budget` plus one part for each object in flight. Loading what was
+    Memory beyond the state dict stays within `memory_budget`, and what the libraries need themselves. Loading what was
     compressed takes up to 4 MiB more for each worker thread, of which there are as many as cores and two, at most 8.
     A chunk that went through stream transforms is held whole while it is undone: as stored, and as it was.
     """
 
     memory_budget: int = 512 * MIB
-    """Bytes of staged parts and fetched ranges that may exist at once in this process."""
+    """Bytes of staged parts and fetched ranges of one save or load that may exist at once."""
     part_size: int = 16 * MIB
     """Of a multipart upload. A save of less than 6 parts for each of `max_requests` takes smaller ones, of 5 MiB or
     more; a large object larger ones, so that it has at most 10,000 (on Azure 50,000 blocks)."""
@@ -212,7 +212,7 @@ class TransferOptions:
     by side, so that a load into another sharding fetches fewer columns that it does not need. It is copied to be saved;
     1 stores it as it is."""
     max_requests: int = 32
-    """Requests in flight per process."""
+    """Requests of one save or load in flight, on each rank."""
     range_size: int = 16 * MIB
     """Longest single ranged read."""
     gap_size: int = 512 * KIB
