@@ -107,7 +107,6 @@ async def upload_coded(
         store,
         options,
         recorder,
-        packs=PACKS_AT_ONCE,
         staging_bytes=options.memory_budget // 4,
         allocate=plain_memory,
         seal=seal,
@@ -347,7 +346,8 @@ class _Coding:
             part_size = part_size_for(at, self.line.sizes)
             plan = PackPlan(tuple(range(len(starts))), tuple(starts), head, at, part_size)
             nbytes = [len(piece) for piece in pack.pieces]
-            self.stored[number] = await self.line.upload(Pieces(pack.pieces), key, plan, nbytes)
+            lanes = max(1, self.line.options.max_requests // PACKS_AT_ONCE)
+            self.stored[number] = await self.line.upload(Pieces(pack.pieces), key, plan, nbytes, lanes=lanes)
         finally:
             self.budget.give_back(pack.size)
 

@@ -92,7 +92,7 @@ async def upload_packs(
     """
     staging = options.memory_budget
     allocate = source.allocate
-    line = Line.of(store, options, recorder, packs=len(packs), staging_bytes=staging, allocate=allocate, seal=seal)
+    line = Line.of(store, options, recorder, staging_bytes=staging, allocate=allocate, seal=seal)
     lanes = shares([plan.size for _, plan in packs], options.max_requests, at_once=PACKS_AT_ONCE)
     order = sorted(range(len(packs)), key=lambda n: -packs[n][1].size)
     stored = await all_or_cancel(line.upload(source, *packs[n], nbytes, lanes=lanes[n]) for n in order)
@@ -104,7 +104,6 @@ class Line:
     """What all packs of one save share on their way up.
 
     Attributes:
-        lanes: requests of one pack when all have the same.
         finding: of the pack whose views are being found; who waits gets it in turn.
         seal: if the packs are to be encrypted; `store` then takes them as they come.
     """
@@ -114,7 +113,6 @@ class Line:
     requests: Budget
     staging: Staging
     gate: asyncio.Semaphore
-    lanes: int
     finding: asyncio.Lock
     recorder: Recorder
     seal: SealOf | None
@@ -126,17 +124,15 @@ class Line:
         options: TransferOptions,
         recorder: Recorder,
         *,
-        packs: int,
         staging_bytes: int,
         allocate: Allocate,
         seal: SealOf | None,
     ) -> Line:
-        """For one save of so many packs, on one event loop."""
+        """For one save, on one event loop."""
         part_size = sealed_size(_whole_blocks(options.part_size)) if seal else options.part_size
         staging = Staging(Budget(staging_bytes), min(part_size, staging_bytes), allocate)
         gate = asyncio.Semaphore(min(PACKS_AT_ONCE, options.max_requests))
-        lanes = max(1, options.max_requests // max(1, min(PACKS_AT_ONCE, packs)))
-        return cls(store, options, Budget(options.max_requests), staging, gate, lanes, asyncio.Lock(), recorder, seal)
+        return cls(store, options, Budget(options.max_requests), staging, gate, asyncio.Lock(), recorder, seal)
 
     @property
     def sizes(self) -> Sizes:
@@ -144,11 +140,11 @@ class Line:
         return sizes_for(self.store, self.options, sealed=self.seal is not None)
 
     async def upload(
-        self, source: Source, key: str, plan: PackPlan, nbytes: Sequence[int], *, lanes: int | None = None
+        self, source: Source, key: str, plan: PackPlan, nbytes: Sequence[int], *, lanes: int
     ) -> ObjectEntry:
         """Uploads one pack, once few enough others are under way, by so many requests at a time."""
         async with self.gate:
-            return await _Upload(self, source, nbytes, lanes or self.lanes).pack(key, plan)
+            return await _Upload(self, source, nbytes, lanes).pack(key, plan)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,19 +30,20 @@ def new_url():
     return f"memory://{secrets.token_hex(6)}/run"
 
 
-def saving(*states, results):
-    def run(state):
-        results.append(ckpt_cloud.async_save(state, checkpoint_id=new_url(), no_dist=True))
+def saving(part, results):
+    """A thread that begins to save it."""
 
-    threads = [threading.Thread(target=run, args=(state,)) for state in states]
-    for thread in threads:
-        thread.start()
-    return threads
+    def run():
+        results.append(ckpt_cloud.async_save({"part": part}, checkpoint_id=new_url(), no_dist=True))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
 
 
 def test_one_that_is_still_being_staged_by_another_thread_is_in_flight():
     part, results = Staged(), []
-    (thread,) = saving({"part": part}, results=results)
+    thread = saving(part, results)
     assert part.asked.wait(30)
     with pytest.raises(SaveInFlight, match="still under way"):
         ckpt_cloud.async_save({"w": torch.ones(4)}, checkpoint_id=new_url(), no_dist=True, in_flight="refuse")
@@ -55,9 +56,9 @@ def test_one_that_is_still_being_staged_by_another_thread_is_in_flight():
 def test_threads_wait_for_each_other(store_faults):
     store_faults.hang("put", key="*.safetensors")
     first, second, results = Staged(), Staged(), []
-    threads = saving({"part": first}, results=results)
+    threads = [saving(first, results)]
     assert first.asked.wait(30)
-    threads += saving({"part": second}, results=results)
+    threads.append(saving(second, results))
     first.may.set()
     threads[0].join()
     assert not results[0].done()
